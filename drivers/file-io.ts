@@ -1,0 +1,294 @@
+/** What the file driver does with a descriptor: whole reads and writes, zeroes, holes, sizes.  @qemu handle_aiocb_* */
+
+import fs from "node:fs";
+import type { BlockStatus } from "../src/block/block-status.ts";
+import type { Prealloc } from "../src/block/driver.ts";
+import { BlockError, toBlockError } from "../src/block/errors.ts";
+import { type IoVector, iovFill, iovLength, iovParts, iovSlice, iovWrite } from "../src/block/iov.ts";
+import type { BlockNode } from "../src/block/node.ts";
+import { KiB, MiB } from "../src/block/units.ts";
+import { Fallocate, type Posix, posix } from "../src/platform/posix.ts";
+
+/** An open file: the descriptor and what was found out about it. */
+export interface HostFile {
+  /** Replaced by a reopen. */
+  fd: number;
+  readonly filename: string;
+  readonly isDevice: boolean;
+  readonly isDirect: boolean;
+  /** All of it is in memory: a synchronous read never waits. */
+  readonly inMemory: boolean;
+  readonly posix: Posix;
+}
+
+/**
+ * Writes up to here go to the page cache at once: 2 us where a turn through the thread pool costs 40 us. Longer
+ * ones spend their time copying, and are better done beside other work.
+ */
+const MAX_SYNC_WRITE = 64 * KiB;
+
+/** Fills `iov`: from the page cache at once where it can, else through the thread pool. Past the end: zeroes. */
+export async function fullPread(host: HostFile, offset: number, iov: IoVector): Promise<void> {
+  if (host.isDirect) return directPread(host, offset, iov);
+  let done = 0;
+  if (iov instanceof Uint8Array) {
+    done = preadCached(host, iov, offset);
+    if (done === iov.length) return;
+  }
+  const bytes = iovLength(iov);
+  while (done < bytes) {
+    const got = await readPool(host.fd, iovSlice(iov, done, bytes), offset + done);
+    if (got === 0) {
+      iovFill(iovSlice(iov, done, bytes), 0);
+      return;
+    }
+    done += got;
+  }
+}
+
+/** Bytes that could be read without waiting. */
+function preadCached(host: HostFile, buffer: Uint8Array, offset: number): number {
+  try {
+    if (host.inMemory) return fs.readSync(host.fd, buffer, 0, buffer.length, offset);
+    if (!host.posix.canPreadNowait) return 0;
+    return Math.max(host.posix.preadNowait(host.fd, buffer, offset), 0);
+  } catch (error) {
+    throw toBlockError(error);
+  }
+}
+
+function readPool(fd: number, iov: IoVector, position: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const done = (error: NodeJS.ErrnoException | null, bytes: number) =>
+      settle(resolve, reject, error, bytes);
+    if (iov instanceof Uint8Array) fs.read(fd, iov, 0, iov.length, position, done);
+    else fs.readv(fd, iovParts(iov).slice(0, MAX_IOV), position, done);
+  });
+}
+
+function writePool(fd: number, iov: IoVector, position: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const done = (error: NodeJS.ErrnoException | null, bytes: number) =>
+      settle(resolve, reject, error, bytes);
+    if (iov instanceof Uint8Array) fs.write(fd, iov, 0, iov.length, position, done);
+    else fs.writev(fd, iovParts(iov).slice(0, MAX_IOV), position, done);
+  });
+}
+
+/** Buffers that one system call takes.  @posix IOV_MAX */
+const MAX_IOV = 1024;
+
+function settle(
+  resolve: (bytes: number) => void,
+  reject: (error: unknown) => void,
+  error: NodeJS.ErrnoException | null,
+  bytes: number,
+): void {
+  if (!error) return resolve(bytes);
+  try {
+    reject(toBlockError(error));
+  } catch (other) {
+    reject(other);
+  }
+}
+
+export async function fullPwrite(host: HostFile, offset: number, iov: IoVector): Promise<void> {
+  const bytes = iovLength(iov);
+  if (host.isDirect) return directPwrite(host, offset, iov);
+  for (let done = 0; done < bytes; ) {
+    const rest = iovSlice(iov, done, bytes);
+    const written =
+      rest instanceof Uint8Array && rest.length <= MAX_SYNC_WRITE
+        ? writeNow(host.fd, rest, offset + done)
+        : await writePool(host.fd, rest, offset + done);
+    if (written === 0) throw new BlockError("EIO");
+    done += written;
+  }
+}
+
+function writeNow(fd: number, buffer: Uint8Array, position: number): number {
+  try {
+    return fs.writeSync(fd, buffer, 0, buffer.length, position);
+  } catch (error) {
+    throw toBlockError(error);
+  }
+}
+
+/** Past the page cache: the buffers' addresses must be aligned, which only our own are known to be. */
+async function directPread(host: HostFile, offset: number, iov: IoVector): Promise<void> {
+  const bytes = iovLength(iov);
+  const aligned = takeAligned(host, bytes);
+  try {
+    let done = 0;
+    while (done < bytes) {
+      const got = await readPool(host.fd, aligned.subarray(done, bytes), offset + done);
+      done += got;
+      // At the end of a file that is no multiple of the alignment, a read is short once.
+      if (got === 0 || got % directAlignment(host) !== 0) break;
+    }
+    aligned.fill(0, done, bytes);
+    iovWrite(iov, aligned.subarray(0, bytes));
+  } finally {
+    giveAligned(aligned);
+  }
+}
+
+async function directPwrite(host: HostFile, offset: number, iov: IoVector): Promise<void> {
+  const bytes = iovLength(iov);
+  const aligned = takeAligned(host, bytes);
+  try {
+    let filled = 0;
+    for (const part of iovParts(iov)) {
+      aligned.set(part, filled);
+      filled += part.length;
+    }
+    for (let done = 0; done < bytes; ) {
+      const written = await writePool(host.fd, aligned.subarray(done, bytes), offset + done);
+      if (written === 0) throw new BlockError("EIO");
+      done += written;
+    }
+  } finally {
+    giveAligned(aligned);
+  }
+}
+
+/** Aligned buffers to use again, smallest first; making one costs more than a read. */
+const alignedPool: Uint8Array[] = [];
+const MAX_POOLED = 32;
+
+function takeAligned(host: HostFile, bytes: number): Uint8Array {
+  const index = alignedPool.findIndex((buffer) => buffer.length >= bytes);
+  if (index >= 0) return alignedPool.splice(index, 1)[0] as Uint8Array;
+  return host.posix.alignedBuffer(2 ** Math.ceil(Math.log2(Math.max(bytes, 4 * KiB))));
+}
+
+function giveAligned(buffer: Uint8Array): void {
+  if (alignedPool.length >= MAX_POOLED || buffer.length > MiB) return;
+  const index = alignedPool.findIndex((other) => other.length >= buffer.length);
+  alignedPool.splice(index < 0 ? alignedPool.length : index, 0, buffer);
+}
+
+const alignments = new WeakMap<HostFile, number>();
+
+/** The smallest alignment with which the file can be read past the page cache.  @qemu raw_probe_alignment */
+export function directAlignment(host: HostFile): number {
+  const known = alignments.get(host);
+  if (known !== undefined) return known;
+  const buffer = host.posix.alignedBuffer(4 * KiB);
+  let found = 4 * KiB;
+  for (const alignment of [512, 1 * KiB, 2 * KiB]) {
+    try {
+      fs.readSync(host.fd, buffer, 0, alignment, 0);
+      found = alignment;
+      break;
+    } catch {
+      // Too small for this file system: EINVAL.
+    }
+  }
+  alignments.set(host, found);
+  return found;
+}
+
+/** Makes the range read as zeroes without writing them; false where the file system can't. */
+export function zeroRange(host: HostFile, offset: number, bytes: number, mayUnmap: boolean): boolean {
+  try {
+    const size = host.isDevice ? Number.POSITIVE_INFINITY : fs.fstatSync(host.fd).size;
+    if (offset + bytes > size) {
+      // What is gained by growing is a hole, which is what is wanted; only the part below must be zeroed.
+      if (offset < size && !zeroWithin(host, offset, size - offset, mayUnmap)) return false;
+      fs.ftruncateSync(host.fd, offset + bytes);
+      return true;
+    }
+    return zeroWithin(host, offset, bytes, mayUnmap);
+  } catch (error) {
+    throw toBlockError(error);
+  }
+}
+
+function zeroWithin(host: HostFile, offset: number, bytes: number, mayUnmap: boolean): boolean {
+  const { fd, posix } = host;
+  const punch = () => posix.fallocate(fd, Fallocate.PunchHole | Fallocate.KeepSize, offset, bytes);
+  if (mayUnmap && punch()) return true;
+  if (posix.fallocate(fd, Fallocate.ZeroRange, offset, bytes)) return true;
+  // tmpfs has no ZERO_RANGE: a hole that is filled again stays allocated.
+  return punch() && posix.fallocate(fd, Fallocate.Allocate, offset, bytes);
+}
+
+export function punchHole(host: HostFile, offset: number, bytes: number): boolean {
+  try {
+    return host.posix.fallocate(host.fd, Fallocate.PunchHole | Fallocate.KeepSize, offset, bytes);
+  } catch (error) {
+    throw toBlockError(error);
+  }
+}
+
+export function syncData(host: HostFile): Promise<void> {
+  return new Promise((resolve, reject) => {
+    fs.fdatasync(host.fd, (error) => settle(() => resolve(), reject, error, 0));
+  });
+}
+
+/** @qemu raw_regular_truncate */
+export async function resize(fd: number, oldSize: number, size: number, prealloc: Prealloc): Promise<void> {
+  if (size < oldSize && prealloc !== "off")
+    throw new BlockError("ENOTSUP", "Preallocation can't be used for shrinking files");
+  if (prealloc === "metadata") throw new BlockError("ENOTSUP", "Unsupported preallocation mode: metadata");
+  try {
+    if (prealloc === "falloc" && size > oldSize) {
+      // Where space can't be set aside, writing the zeroes does it.
+      if (posix().fallocate(fd, Fallocate.Allocate, oldSize, size - oldSize)) return;
+    }
+    if (prealloc === "full" || prealloc === "falloc") await writeZeroes(fd, oldSize, size);
+    else fs.ftruncateSync(fd, size);
+  } catch (error) {
+    const reason = toBlockError(error);
+    // As it was: a file that is half grown serves nobody.
+    fs.ftruncateSync(fd, oldSize);
+    throw BlockError.wrap(
+      prealloc === "off" ? "Failed to resize the file" : "Could not write zeros for preallocation",
+      reason,
+    );
+  }
+}
+
+async function writeZeroes(fd: number, from: number, to: number): Promise<void> {
+  const zeroes = new Uint8Array(Math.min(to - from, MiB));
+  for (let at = from; at < to; )
+    at += await writePool(fd, iovSlice(zeroes, 0, Math.min(zeroes.length, to - at)), at);
+}
+
+/** Data or hole, by SEEK_DATA and SEEK_HOLE; all data where the file system can't tell.  @qemu raw_co_block_status */
+export function fileStatus(
+  host: HostFile,
+  node: BlockNode,
+  wantZero: boolean,
+  offset: number,
+  bytes: number,
+): BlockStatus {
+  const data = (length: number) => ({
+    bytes: length,
+    data: true,
+    zero: false,
+    allocated: true,
+    offset,
+    file: node,
+  });
+  const hole = (length: number) => ({
+    bytes: length,
+    data: false,
+    zero: true,
+    allocated: true,
+    offset,
+    file: node,
+  });
+  if (!wantZero) return data(bytes);
+  const nextData = host.posix.seekData(host.fd, offset);
+  if (nextData === undefined) return data(bytes);
+  if (nextData < 0) return hole(bytes);
+  if (nextData > offset) return hole(Math.min(nextData - offset, bytes));
+  const nextHole = host.posix.seekHole(host.fd, offset);
+  if (nextHole === undefined || nextHole <= offset) return data(bytes);
+  // Data that ends with the file goes on to the end of its sector: the length of a node is in sectors.
+  const end = nextHole % 512 === 0 ? nextHole : nextHole + 512 - (nextHole % 512);
+  return data(Math.min(end - offset, bytes));
+}

@@ -1,0 +1,189 @@
+/** Files and block devices of the host.  @qemu block/file-posix.c */
+
+import fs from "node:fs";
+import { type NodeOps, type Prealloc, type ProtocolDriver, Req } from "../src/block/driver.ts";
+import { BlockError, toBlockError } from "../src/block/errors.ts";
+import { protocolPrefix } from "../src/block/filename.ts";
+import type { BlockNode } from "../src/block/node.ts";
+import type { OpeningNode } from "../src/block/open.ts";
+import { posix } from "../src/platform/posix.ts";
+import {
+  directAlignment,
+  fileStatus,
+  fullPread,
+  fullPwrite,
+  type HostFile,
+  punchHole,
+  resize,
+  syncData,
+  zeroRange,
+} from "./file-io.ts";
+
+const options = {
+  filename: { type: "string", strong: false },
+  /** on, off or auto: whether others are kept out by locks on the file. */
+  locking: { type: "string" },
+  /** threads, native or io_uring: taken, and without effect here. */
+  aio: { type: "string" },
+} as const;
+
+const createOptions = {
+  extent_size_hint: { type: "size", help: "Extent size hint for the image file, 0 to disable" },
+  nocow: { type: "bool", help: "Turn off copy-on-write (valid only on btrfs)" },
+  preallocation: { type: "string", help: "Preallocation mode (allowed values: off, falloc, full)" },
+  size: { type: "size", help: "Virtual disk size" },
+} as const;
+
+/** Statfs type of tmpfs: its reads never wait, though it does not know RWF_NOWAIT. */
+const TMPFS_MAGIC = 0x01021994;
+
+const stripPrefix = (filename: string): string => {
+  if (!filename.startsWith("file:")) return filename;
+  const rest = filename.slice("file:".length);
+  return protocolPrefix(rest) === undefined ? rest : `./${rest}`;
+};
+
+export const file: ProtocolDriver<typeof options, typeof createOptions> = {
+  formatName: "file",
+  kind: "protocol",
+  prefix: "file",
+  parseFilename: (filename) => new Map([["filename", stripPrefix(filename)]]),
+  options,
+  createOptions,
+  open: async (_, node) => openFile(node, "file"),
+
+  async create(_co, { filename: given, options: { size = 0, preallocation = "off" } }) {
+    const filename = stripPrefix(given);
+    if (!isPrealloc(preallocation)) throw new BlockError("EINVAL", `Invalid parameter '${preallocation}'`);
+    let fd: number;
+    try {
+      fd = fs.openSync(filename, fs.constants.O_RDWR | fs.constants.O_CREAT, 0o644);
+    } catch (error) {
+      throw BlockError.wrap(`Could not create '${filename}'`, toBlockError(error));
+    }
+    try {
+      // Emptied first: what was in the file before must not shine through.
+      fs.ftruncateSync(fd, 0);
+      await resize(fd, 0, size, preallocation);
+    } catch (error) {
+      throw toBlockError(error);
+    } finally {
+      fs.closeSync(fd);
+    }
+  },
+};
+
+/** Block and character devices by their names in /dev.  @qemu bdrv_host_device */
+export const hostDevice: ProtocolDriver<typeof options> = {
+  formatName: "host_device",
+  kind: "protocol",
+  prefix: "host_device",
+  parseFilename: (filename) => new Map([["filename", filename.replace(/^host_device:/, "")]]),
+  claims: (filename) => {
+    const stat = fs.statSync(filename, { throwIfNoEntry: false });
+    return stat !== undefined && (stat.isBlockDevice() || stat.isCharacterDevice());
+  },
+  options,
+  open: async (_, node) => openFile(node, "host_device"),
+};
+
+function isPrealloc(mode: string): mode is Prealloc {
+  return mode === "off" || mode === "metadata" || mode === "falloc" || mode === "full";
+}
+
+function openDescriptor(filename: string, readOnly: boolean, direct: boolean): number {
+  const { O_RDONLY, O_RDWR, O_DIRECT = 0 } = fs.constants;
+  try {
+    return fs.openSync(filename, (readOnly ? O_RDONLY : O_RDWR) | (direct ? O_DIRECT : 0));
+  } catch (error) {
+    throw BlockError.wrap(`Could not open '${filename}'`, toBlockError(error));
+  }
+}
+
+async function openFile(
+  { node, options, applyAutoReadOnly }: OpeningNode<typeof file.options>,
+  driver: string,
+) {
+  const { filename } = options;
+  if (filename === undefined) throw new BlockError("EINVAL", "The 'file' block driver requires a file name");
+  node.exactFilename = filename;
+  const { direct } = node.flags;
+  let fd: number;
+  try {
+    fd = openDescriptor(filename, node.readOnly, direct);
+  } catch (error) {
+    const reason = toBlockError(error);
+    if (node.readOnly || (reason.errno !== "EACCES" && reason.errno !== "EROFS")) throw reason;
+    applyAutoReadOnly(reason);
+    fd = openDescriptor(filename, true, direct);
+  }
+  try {
+    const stat = fs.fstatSync(fd);
+    const isDevice = stat.isBlockDevice() || stat.isCharacterDevice();
+    if (driver === "file" && !stat.isFile())
+      throw new BlockError("EINVAL", `'${driver}' driver requires '${filename}' to be a regular file`);
+    if (driver === "host_device" && !isDevice)
+      throw new BlockError(
+        "EINVAL",
+        `'${driver}' driver requires '${filename}' to be either a character or block device`,
+      );
+    const inMemory = !isDevice && !direct && fs.statfsSync(filename).type === TMPFS_MAGIC;
+    return fileOps({ fd, filename, isDevice, isDirect: direct, inMemory, posix: posix() }, node);
+  } catch (error) {
+    fs.closeSync(fd);
+    throw toBlockError(error);
+  }
+}
+
+function fileOps(host: HostFile, node: BlockNode): NodeOps {
+  const { isDevice } = host;
+  return {
+    supportedWriteFlags: Req.WriteUnchanged,
+    supportedZeroFlags: Req.MayUnmap | Req.NoFallback | Req.WriteUnchanged,
+    async getLength() {
+      if (!isDevice) return fs.fstatSync(host.fd).size;
+      const bytes = host.posix.blockDeviceSize(host.fd);
+      if (bytes === undefined) throw new BlockError("ENOTSUP", `The size of '${host.filename}' is not known`);
+      return bytes;
+    },
+    pread: (_, offset, iov) => fullPread(host, offset, iov),
+    pwrite: (_, offset, iov) => fullPwrite(host, offset, iov),
+    async pwriteZeroes(_, offset, bytes, flags) {
+      if (!zeroRange(host, offset, bytes, (flags & Req.MayUnmap) !== 0)) throw new BlockError("ENOTSUP");
+    },
+    async pdiscard(_, offset, bytes) {
+      if (!punchHole(host, offset, bytes)) throw new BlockError("ENOTSUP");
+    },
+    flushToDisk: () => syncData(host),
+    async truncate(_, bytes, exact, prealloc) {
+      if (isDevice) checkDeviceSize(host, bytes, exact, prealloc);
+      else await resize(host.fd, fs.fstatSync(host.fd).size, bytes, prealloc);
+    },
+    blockStatus: async (_, wantZero, offset, bytes) => fileStatus(host, node, wantZero, offset, bytes),
+    getAllocatedFileSize: async () => fs.fstatSync(host.fd).blocks * 512,
+    hasZeroInit: () => !isDevice,
+    limits: () => (host.isDirect ? { requestAlignment: directAlignment(host), memoryAlignment: 4096 } : {}),
+    async reopen(_, readOnly) {
+      const old = host.fd;
+      const fresh = openDescriptor(host.filename, readOnly, host.isDirect);
+      host.fd = fresh;
+      return {
+        commit: () => fs.closeSync(old),
+        abort: () => {
+          host.fd = old;
+          fs.closeSync(fresh);
+        },
+      };
+    },
+    close: async () => fs.closeSync(host.fd),
+  };
+}
+
+/** A device has the size it has: only that may be asked for, or less where it need not be exact. */
+function checkDeviceSize(host: HostFile, bytes: number, exact: boolean, prealloc: Prealloc): void {
+  if (prealloc !== "off")
+    throw new BlockError("ENOTSUP", `Preallocation mode '${prealloc}' unsupported for this non-regular file`);
+  const size = host.posix.blockDeviceSize(host.fd) ?? 0;
+  if (bytes !== size && exact) throw new BlockError("ENOTSUP", "Cannot resize device files");
+  if (bytes > size) throw new BlockError("EINVAL", "Cannot grow device files");
+}

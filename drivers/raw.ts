@@ -1,0 +1,108 @@
+/** The raw format: guest bytes are the file's bytes, or those of a window of it.  @qemu block/raw-format.c */
+
+import { createFile } from "../src/block/create.ts";
+import type { FormatDriver } from "../src/block/driver.ts";
+import { BlockError } from "../src/block/errors.ts";
+import { iovLength } from "../src/block/iov.ts";
+import { alignUp, isAligned, SECTOR_SIZE } from "../src/block/units.ts";
+
+const options = {
+  /** Where the window starts, in bytes. */
+  offset: { type: "size", strong: true },
+  /** How long the window is, in bytes. */
+  size: { type: "size", strong: true },
+} as const;
+
+const createOptions = {
+  size: { type: "size", help: "Virtual disk size" },
+} as const;
+
+export const raw: FormatDriver<typeof options, typeof createOptions> = {
+  formatName: "raw",
+  kind: "format",
+  options,
+  createOptions,
+  // Anything is raw: the lowest score, so that every other format goes first.
+  probe: () => 1,
+
+  async open(co, { node, options: { offset = 0, size }, openFileChild, environment }) {
+    const isWindow = offset > 0 || size !== undefined;
+    const file = await openFileChild(co, {
+      primary: true,
+      ...(isWindow ? { data: true } : { filtered: true }),
+    });
+    if (node.probed && !node.readOnly) {
+      environment.warn(
+        `Image format was not specified for '${file.node.filename}' and probing guessed raw.\n` +
+          "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n" +
+          "         Specify the 'raw' format explicitly to remove the restrictions.",
+      );
+    }
+    const fileLength = file.node.totalSectors * SECTOR_SIZE;
+    if (offset > fileLength)
+      throw new BlockError("EINVAL", "Offset cannot be greater than size of the containing file");
+    if (size !== undefined && size > fileLength - offset)
+      throw new BlockError(
+        "EINVAL",
+        "The sum of offset and size has to be smaller or equal to the actual size of the containing file",
+      );
+    if (size !== undefined && !isAligned(size, SECTOR_SIZE))
+      throw new BlockError("EINVAL", `Specified size is not multiple of ${SECTOR_SIZE}`);
+    const window = size;
+    const check = (at: number, bytes: number) => {
+      if (window !== undefined && at + bytes > window) throw new BlockError("ENOSPC");
+    };
+    return {
+      hasVariableLength: true,
+      supportedWriteFlags: file.node.supportedWriteFlags,
+      supportedZeroFlags: file.node.supportedZeroFlags,
+      getLength: async (co) => window ?? (await file.getLength(co)) - offset,
+      pread: (co, at, iov, flags) => file.pread(co, at + offset, iov, flags),
+      async pwrite(co, at, iov, flags) {
+        check(at, iovLength(iov));
+        await file.pwrite(co, at + offset, iov, flags);
+      },
+      async pwriteZeroes(co, at, bytes, flags) {
+        check(at, bytes);
+        await file.pwriteZeroes(co, at + offset, bytes, flags);
+      },
+      async pdiscard(co, at, bytes) {
+        check(at, bytes);
+        await file.pdiscard(co, at + offset, bytes);
+      },
+      async blockStatus(_, _wantZero, at, bytes) {
+        return {
+          bytes,
+          data: false,
+          zero: false,
+          allocated: false,
+          raw: true,
+          offset: at + offset,
+          file: file.node,
+        };
+      },
+      async truncate(co, bytes, exact, prealloc, flags) {
+        if (window !== undefined) throw new BlockError("ENOTSUP", "Cannot resize fixed-size raw disks");
+        await file.truncate(co, bytes + offset, exact, prealloc, flags);
+      },
+      hasZeroInit: () => file.node.ops.hasZeroInit?.() ?? false,
+      getInfo: async (co) => (await file.node.ops.getInfo?.(co)) ?? {},
+      // Zero writes and discards that the file cuts best at its own marks are cut there.
+      limits: () => ({
+        pwriteZeroesAlignment: file.node.limits.pwriteZeroesAlignment,
+        pdiscardAlignment: file.node.limits.pdiscardAlignment,
+        maxPwriteZeroes: file.node.limits.maxPwriteZeroes,
+        maxPdiscard: file.node.limits.maxPdiscard,
+      }),
+    };
+  },
+
+  async create(co, { filename, options: { size = 0 }, protocolOptions, environment }) {
+    await createFile(
+      co,
+      filename,
+      new Map([...protocolOptions, ["size", alignUp(size, SECTOR_SIZE)]]),
+      environment,
+    );
+  },
+};

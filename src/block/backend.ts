@@ -1,0 +1,221 @@
+/** What a user of the block layer holds: requests go in here, each becomes a coroutine.  @qemu block/block-backend.c */
+
+import { type AioContext, type MainLoop, mainContext } from "./aio-context.ts";
+import { blockStatusAbove, type ChainStatus } from "./block-status.ts";
+import { type BlockChild, type ChildParent, Perm, type PermPair } from "./child.ts";
+import { Coroutine } from "./coroutine.ts";
+import { type Prealloc, Req, type ReqFlags } from "./driver.ts";
+import { assert, BlockError } from "./errors.ts";
+import { attachRoot, detach } from "./graph.ts";
+import { type IoVector, iovLength } from "./iov.ts";
+import type { BlockNode } from "./node.ts";
+import { type OpenRequest, openNode } from "./open.ts";
+import { reopenSubtree } from "./reopen.ts";
+
+/** How one request is to be made, beside its range. */
+export interface RequestOptions {
+  /** A mask of `Req`. */
+  readonly flags?: ReqFlags;
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface BackendOptions {
+  /** Every write is on stable storage before it ends (cache modes writethrough and directsync). */
+  readonly writethrough?: boolean;
+  /** Requests past the end are passed on, for a format driver that makes an image.  @qemu blk_set_allow_write_beyond_eof */
+  readonly allowBeyondEof?: boolean;
+  /** What is used and shared; by default reading, and writing and resizing where the node may be written, all shared. */
+  readonly perm?: PermPair;
+}
+
+export class BlockBackend implements ChildParent {
+  readonly context: AioContext;
+  readonly writethrough: boolean;
+  readonly #allowBeyondEof: boolean;
+  #root: BlockChild | undefined;
+  #quiesced = 0;
+  #inFlight = 0;
+
+  private constructor(context: AioContext, options: BackendOptions) {
+    this.context = context;
+    this.writethrough = options.writethrough ?? false;
+    this.#allowBeyondEof = options.allowBeyondEof ?? false;
+  }
+
+  /** Opens a node and puts a backend on it.  @qemu blk_new_open */
+  static async open(
+    request: OpenRequest,
+    options: BackendOptions = {},
+    context: AioContext = mainContext,
+  ): Promise<BlockBackend> {
+    return context.run(async (main) => BlockBackend.forNode(main, await openNode(main, request), options));
+  }
+
+  /** Puts a backend on a node; takes over the caller's reference to it.  @qemu blk_new_with_bs */
+  static async forNode(
+    caller: Coroutine<"none"> | MainLoop,
+    node: BlockNode,
+    options: BackendOptions = {},
+  ): Promise<BlockBackend> {
+    const backend = new BlockBackend(caller.context, options);
+    const write = node.readOnly ? 0 : Perm.Write | Perm.WriteUnchanged | Perm.Resize;
+    const perm = options.perm ?? { used: Perm.ConsistentRead | write, shared: Perm.All };
+    backend.#root = await attachRoot(caller, backend, node, perm);
+    return backend;
+  }
+
+  /** The edge to the node; there is none after `close`. */
+  get root(): BlockChild {
+    if (!this.#root) throw new BlockError("ENOMEDIUM", "The backend is closed");
+    return this.#root;
+  }
+
+  get node(): BlockNode {
+    return this.root.node;
+  }
+
+  get isOpen(): boolean {
+    return this.#root !== undefined;
+  }
+
+  describe(): string {
+    return "a block device";
+  }
+
+  get requestsInFlight(): number {
+    return this.#inFlight;
+  }
+
+  drainedBegin(): void {
+    this.#quiesced++;
+  }
+
+  drainedEnd(): void {
+    assert(this.#quiesced > 0, "drainedEnd without drainedBegin");
+    this.#quiesced--;
+  }
+
+  /**
+   * Runs `fn` as one coroutine that holds the graph read lock: for what the methods below don't offer. It must not
+   * call a method of a backend, which would ask for the lock a second time.
+   */
+  async run<T>(fn: (co: Coroutine<"read">) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    if (signal?.aborted) throw signal.reason;
+    while (this.#quiesced > 0) await this.context.nextKick();
+    this.#inFlight++;
+    const lock = this.context.graph;
+    try {
+      if (!lock.tryEnter()) await lock.enter(signal);
+      const co = new Coroutine("read", this.context, signal);
+      try {
+        return await fn(co);
+      } finally {
+        co.live = false;
+        lock.leave();
+      }
+    } finally {
+      this.#inFlight--;
+      if (this.#quiesced > 0) this.context.kick();
+    }
+  }
+
+  /** Bytes of guest content, a multiple of 512.  @qemu blk_getlength */
+  getLength(): Promise<number> {
+    return this.run((co) => this.node.getLength(co));
+  }
+
+  /** @qemu blk_check_byte_request */
+  async #checkRange(co: Coroutine<"read">, offset: number, bytes: number): Promise<void> {
+    const { node } = this;
+    if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(bytes) || offset < 0 || bytes < 0)
+      throw new BlockError("EIO", undefined, { offset });
+    if (this.#allowBeyondEof) return;
+    const length = node.hasVariableLength ? await node.getLength(co) : node.totalSectors * 512;
+    if (offset > length || length - offset < bytes) throw new BlockError("EIO", undefined, { offset });
+  }
+
+  /** A new buffer with `bytes` bytes from `offset`. */
+  async read(offset: number, bytes: number, options: RequestOptions = {}): Promise<Uint8Array> {
+    const buffer = new Uint8Array(bytes);
+    await this.readInto(offset, buffer, options);
+    return buffer;
+  }
+
+  /** Fills `iov` from `offset`.  @qemu blk_co_preadv */
+  readInto(offset: number, iov: IoVector, options: RequestOptions = {}): Promise<void> {
+    return this.run(async (co) => {
+      await this.#checkRange(co, offset, iovLength(iov));
+      await this.root.pread(co, offset, iov, options.flags ?? 0);
+    }, options.signal);
+  }
+
+  /** @qemu blk_co_pwritev */
+  write(offset: number, iov: IoVector, options: RequestOptions = {}): Promise<void> {
+    return this.run(async (co) => {
+      await this.#checkRange(co, offset, iovLength(iov));
+      await this.root.pwrite(co, offset, iov, this.#writeFlags(options.flags));
+    }, options.signal);
+  }
+
+  /** @qemu blk_co_pwrite_zeroes */
+  writeZeroes(offset: number, bytes: number, options: RequestOptions = {}): Promise<void> {
+    return this.run(async (co) => {
+      await this.#checkRange(co, offset, bytes);
+      await this.root.pwriteZeroes(co, offset, bytes, this.#writeFlags(options.flags));
+    }, options.signal);
+  }
+
+  #writeFlags(flags: ReqFlags = 0): ReqFlags {
+    return this.writethrough ? flags | Req.Fua : flags;
+  }
+
+  /** Tells that the content of a range is no longer needed; what it reads as afterwards is open.  @qemu blk_co_pdiscard */
+  discard(offset: number, bytes: number, options: RequestOptions = {}): Promise<void> {
+    return this.run(async (co) => {
+      await this.#checkRange(co, offset, bytes);
+      await this.root.pdiscard(co, offset, bytes);
+    }, options.signal);
+  }
+
+  /** Makes all writes that have ended stable.  @qemu blk_co_flush */
+  flush(signal?: AbortSignal): Promise<void> {
+    return this.run((co) => this.root.flush(co), signal);
+  }
+
+  /** Changes the length to `bytes`.  @qemu blk_co_truncate */
+  truncate(bytes: number, prealloc: Prealloc = "off", exact = false): Promise<void> {
+    return this.run((co) => this.root.truncate(co, bytes, exact, prealloc));
+  }
+
+  /** What holds from `offset` on, through the backing chain; zeroes of lower layers are looked for. */
+  blockStatus(offset: number, bytes: number, signal?: AbortSignal): Promise<ChainStatus> {
+    return this.run((co) => blockStatusAbove(co, this.node, undefined, true, offset, bytes), signal);
+  }
+
+  /** Switches between read-only and read-write, the backing files aside.  @qemu bdrv_reopen_set_read_only */
+  async reopen(readOnly: boolean): Promise<void> {
+    await this.context.run((main) => {
+      const write = Perm.Write | Perm.WriteUnchanged | Perm.Resize;
+      const { used, shared } = this.root.perm;
+      return reopenSubtree(main, this.root, readOnly, {
+        used: readOnly ? used & ~write : used | write,
+        shared,
+      });
+    });
+  }
+
+  /** Waits for requests under way, flushes, and closes what nobody else uses. A second call does nothing.  @qemu blk_unref */
+  async close(): Promise<void> {
+    const root = this.#root;
+    if (!root) return;
+    await this.context.run(async (main) => {
+      if (this.#root !== root) return;
+      this.#root = undefined;
+      await detach(main, root);
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}

@@ -1,0 +1,36 @@
+/** Creating a file through its protocol driver, for the format drivers that fill it.  @qemu bdrv_create_file */
+
+import { BlockBackend } from "./backend.ts";
+import type { Coroutine } from "./coroutine.ts";
+import { BlockError } from "./errors.ts";
+import { findProtocol, type OpenEnvironment, openNode } from "./open.ts";
+import { DEFAULT_FLAGS } from "./open-flags.ts";
+import { type Options, takeOptions } from "./options.ts";
+
+/** Makes `filename`, or empties it, with the protocol's own create options. */
+export async function createFile(
+  co: Coroutine<"none">,
+  filename: string,
+  options: Options,
+  environment: OpenEnvironment,
+): Promise<void> {
+  const driver = findProtocol(filename);
+  if (!driver.create || !driver.createOptions)
+    throw new BlockError("ENOTSUP", `Driver '${driver.formatName}' does not support image creation`);
+  const left = new Map(options);
+  const values = takeOptions(driver.createOptions, left);
+  const [unknown] = left.keys();
+  if (unknown !== undefined) throw new BlockError("EINVAL", `Invalid parameter '${unknown}'`);
+  await driver.create(co, { filename, options: values, protocolOptions: left, environment });
+}
+
+/** Opens a file that has just been created, to be filled by a format driver. The caller closes it. */
+export async function openCreated(
+  co: Coroutine<"none">,
+  filename: string,
+  environment: OpenEnvironment,
+): Promise<BlockBackend> {
+  const flags = { ...DEFAULT_FLAGS, readOnly: false, unmap: true };
+  const node = await openNode(co, { filename, options: new Map(), flags, environment, protocol: true });
+  return BlockBackend.forNode(co, node, { allowBeyondEof: true });
+}

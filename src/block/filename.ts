@@ -1,0 +1,86 @@
+/** Names of nodes: protocol prefixes, names relative to an overlay, and the name that a node shows.  @qemu path_has_protocol, bdrv_refresh_filename */
+
+import { BlockError } from "./errors.ts";
+import type { BlockNode } from "./node.ts";
+import { type NestedOptions, nestOptions } from "./options.ts";
+
+/** The `nbd` of `nbd://...`: what stands before the first colon, if no slash does. */
+export function protocolPrefix(filename: string): string | undefined {
+  const match = /^([^:/]*):/.exec(filename);
+  return match?.[1];
+}
+
+export function isAbsolute(filename: string): boolean {
+  return filename.startsWith("/");
+}
+
+/** `filename` as it is meant by an image named `base`: relative to its directory.  @qemu path_combine */
+export function combinePath(base: string, filename: string): string {
+  if (isAbsolute(filename) || protocolPrefix(filename) !== undefined) return filename;
+  const prefix = protocolPrefix(base);
+  const start = prefix === undefined ? 0 : prefix.length + 1;
+  const slash = base.lastIndexOf("/");
+  return (slash >= start ? base.slice(0, slash + 1) : base.slice(0, start)) + filename;
+}
+
+/** The backing filename that `node` names, as it can be opened from here.  @qemu bdrv_get_full_backing_filename */
+export function fullBackingFilename(node: BlockNode): string | undefined {
+  const { backingFilename } = node;
+  if (backingFilename === undefined || backingFilename === "") return undefined;
+  return resolveReference(node, backingFilename);
+}
+
+/** A filename that stands inside the image of `node`. */
+export function resolveReference(node: BlockNode, filename: string): string {
+  if (protocolPrefix(filename) !== undefined || isAbsolute(filename)) return filename;
+  if (node.exactFilename === "") {
+    throw new BlockError("EINVAL", `Cannot use relative backing file names for '${node.filename}'`);
+  }
+  return combinePath(node.exactFilename, filename);
+}
+
+/**
+ * Sets the name that a node shows: its file's plain name where that alone opens the same; else `json:{...}` with
+ * all that is needed.
+ */
+export function refreshFilename(node: BlockNode): void {
+  for (const edge of node.children.values()) refreshFilename(edge.node);
+  if (node.driver.kind === "protocol") {
+    // A protocol driver sets its exact filename in open.
+    node.filename = node.exactFilename || jsonFilename(node);
+    return;
+  }
+  const primary = node.primary?.node;
+  const plain =
+    node.driver.kind === "format" &&
+    primary?.driver.kind === "protocol" &&
+    node.ownOptions.size === 0 &&
+    !node.childrenOverridden;
+  node.exactFilename = plain ? primary.exactFilename : "";
+  node.filename = node.exactFilename || jsonFilename(node);
+}
+
+/** All that opens the same node again.  @qemu bs->full_open_options */
+export function fullOpenOptions(node: BlockNode): NestedOptions {
+  const children: Record<string, NestedOptions> = {};
+  for (const [name, edge] of node.children) {
+    // A backing file that the image names itself needs no telling.
+    if (edge.role.cow && !node.childrenOverridden) continue;
+    children[name] = fullOpenOptions(edge.node);
+  }
+  return { ...nestOptions(node.ownOptions), driver: node.driver.formatName, ...children };
+}
+
+function jsonFilename(node: BlockNode): string {
+  return `json:${toQemuJson(fullOpenOptions(node))}`;
+}
+
+/** JSON with the spaces that QEMU's own writer puts. */
+export function toQemuJson(value: unknown): string {
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  if (Array.isArray(value)) return `[${value.map(toQemuJson).join(", ")}]`;
+  const members = Object.entries(value).map(
+    ([key, member]) => `${JSON.stringify(key)}: ${toQemuJson(member)}`,
+  );
+  return `{${members.join(", ")}}`;
+}

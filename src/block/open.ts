@@ -1,0 +1,505 @@
+/**
+ * Opening: a filename, options or both become a node with its children. Formats are probed where none is given;
+ * files that are named inside an image pass the open gate.  @qemu block.c: bdrv_open_inherit
+ */
+
+import { assertCanWait, type MainLoop } from "./aio-context.ts";
+import { BlockChild, type ChildRole, Perm } from "./child.ts";
+import { type Coroutine, coWrapperMixedUnlocked, graphRdlock } from "./coroutine.ts";
+import { allDrivers, type BlockDriver, findDriver, type NodeOps } from "./driver.ts";
+import { assert, BlockError } from "./errors.ts";
+import { fullBackingFilename, protocolPrefix, refreshFilename } from "./filename.ts";
+import { attachChild, refNode, refreshLimits, unrefNode } from "./graph.ts";
+import { refreshTotalSectors } from "./length.ts";
+import { BlockNode } from "./node.ts";
+import type { OpenFlags } from "./open-flags.ts";
+import {
+  isJsonFilename,
+  type Options,
+  type OptionTable,
+  type OptionValues,
+  parseJsonFilename,
+  takeBool,
+  takeOptions,
+  takePrefix,
+  takeString,
+} from "./options.ts";
+
+/** A file that an image names: it is followed only if the gate lets it. */
+export interface ExternalReference {
+  readonly kind: "backing file" | "data file" | "extent" | "parent";
+  /** As it would be opened: relative names are resolved. */
+  readonly filename: string;
+  /** The node whose image names it. */
+  readonly from: BlockNode;
+}
+
+/** Throws to refuse. */
+export type OpenGate = (reference: ExternalReference) => Promise<void>;
+
+/** What an open asks of its surroundings; children inherit it. */
+export interface OpenEnvironment {
+  readonly gate: OpenGate;
+  /** Gets the text of a warning, without "warning: ". */
+  readonly warn: (message: string) => void;
+}
+
+/** Follows every reference, as qemu-img does. */
+export const openGate: OpenGate = async () => {};
+
+export interface OpenRequest {
+  readonly filename?: string | undefined;
+  readonly options: Options;
+  readonly flags: OpenFlags;
+  readonly environment: OpenEnvironment;
+  /** Only protocols: no format is probed.  @qemu BDRV_O_PROTOCOL */
+  readonly protocol?: boolean;
+  /** Images whose backing files are being opened, overlay first. */
+  readonly overlays?: readonly string[];
+}
+
+/** What the driver's `open` gets: the node as it is made, its options, and ways to open children. */
+export interface OpeningNode<T extends OptionTable = OptionTable> {
+  readonly node: BlockNode;
+  readonly options: OptionValues<T>;
+  readonly flags: OpenFlags;
+  readonly environment: OpenEnvironment;
+  /** Opens the child `file`, which must be there. Its role by the driver's kind, unless given. */
+  readonly openFileChild: (co: Coroutine<"none">, role?: ChildRole) => Promise<BlockChild>;
+  /** Opens another child by the options under `key`; undefined if the user gave none. */
+  readonly openChild: (
+    co: Coroutine<"none">,
+    key: string,
+    role: ChildRole,
+  ) => Promise<BlockChild | undefined>;
+  /** Opens a child that the image names (`filename` as resolved), after the gate; the user's options under `key` go first. */
+  readonly openReference: (
+    co: Coroutine<"none">,
+    key: string,
+    role: ChildRole,
+    kind: ExternalReference["kind"],
+    filename: string,
+  ) => Promise<BlockChild>;
+  /** Goes on read-only if the user allowed that (auto-read-only); else throws `reason`.  @qemu bdrv_apply_auto_read_only */
+  readonly applyAutoReadOnly: (reason: BlockError) => void;
+  /** For a driver that can only be read: read-only, or an error if writing was asked for. */
+  readonly requireReadOnly: () => void;
+}
+
+/** @qemu BDRV_CHILD_IMAGE */
+const IMAGE_ROLE: ChildRole = { data: true, metadata: true, primary: true };
+const FILTERED_ROLE: ChildRole = { filtered: true, primary: true };
+const COW_ROLE: ChildRole = { cow: true };
+
+/** Bytes that probing looks at.  @qemu BLOCK_PROBE_BUF_SIZE */
+const PROBE_BYTES = 512;
+
+/** Longer chains are refused: names that differ may still lead in a circle. */
+const MAX_CHAIN_LENGTH = 1000;
+
+let namesMade = 0;
+
+/** Opens a node; the caller gets the only reference to it. */
+export async function openNode(
+  caller: Coroutine<"none"> | MainLoop,
+  request: OpenRequest,
+): Promise<BlockNode> {
+  const opening = await prepareOpen(caller, request);
+  const { node, options, environment } = opening;
+  try {
+    await openDriver(caller, node, opening.handle);
+    refreshFilename(node);
+    if (opening.backing !== "none") await openBacking(caller, node, opening, request.overlays ?? []);
+    refreshFilename(node);
+    checkLeftOver(node.driver, options);
+    return node;
+  } catch (error) {
+    await unrefNode(caller, node).catch((closing: unknown) => environment.warn(String(closing)));
+    throw error;
+  }
+}
+
+/**
+ * Opens the driver on a node whose children are not open yet, and finds the node's length and limits. Because it
+ * calls `refreshTotalSectors`, which polls outside coroutines, the caller holds the lock of the node's
+ * AioContext, unless it is a coroutine.  @qemu bdrv_open_driver
+ */
+export async function openDriver(
+  caller: Coroutine<"none"> | MainLoop,
+  node: BlockNode,
+  handle: OpeningNode,
+): Promise<void> {
+  assert(caller.context === node.context, "openDriver: the caller is of another AioContext than the node");
+  if (caller.kind === "main-loop") assertCanWait(caller, "openDriver");
+  node.setOps(await runDriverOpen(caller, node, handle));
+  try {
+    if (caller.kind === "main-loop") await refreshTotalSectors(caller, node, node.totalSectors);
+    else await graphRdlock(caller, (co) => refreshTotalSectors(co, node, node.totalSectors));
+  } catch (error) {
+    throw BlockError.wrap("Could not refresh total sector count", error);
+  }
+  await refreshLimits(caller, node);
+}
+
+const runDriverOpen = coWrapperMixedUnlocked(
+  (co: Coroutine<"none">, node: BlockNode, handle: OpeningNode): Promise<NodeOps> =>
+    node.driver.open(co, handle),
+);
+
+/** What `openNode` knows before the driver is called. */
+interface Opening {
+  readonly node: BlockNode;
+  readonly handle: OpeningNode;
+  /** What nobody has taken yet. */
+  readonly options: Options;
+  readonly environment: OpenEnvironment;
+  /** "none": the user wants no backing file; "default": the one that the image names, unless options say another. */
+  readonly backing: "none" | "default";
+}
+
+/** Finds driver and options, opens the file to be probed, and makes the node. */
+async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRequest): Promise<Opening> {
+  let { filename } = request;
+  let options: Options = new Map(request.options);
+  if (filename !== undefined && isJsonFilename(filename)) {
+    options = new Map([...parseJsonFilename(filename), ...options]);
+    filename = undefined;
+  }
+  const flags = takeFlags(options, request.flags);
+  let driver = fillOptions(filename, options, request.protocol ?? false);
+  const backing = takeBackingChoice(options, flags);
+  let file: BlockNode | undefined;
+  if (driver?.kind !== "protocol") {
+    file = await openFileNode(caller, filename, options, flags, driver, request);
+    if (!file && !driver) throw new BlockError("EINVAL", "Must specify either driver or file");
+  }
+  let probed = false;
+  try {
+    if (!driver) {
+      driver = await probeNode(caller, file as BlockNode, filename ?? (file as BlockNode).filename);
+      probed = true;
+    }
+    const node = makeNode(caller, driver, options, flags, filename);
+    node.probed = probed && driver.formatName === "raw";
+    const handle = makeHandle(node, options, request, file);
+    file = undefined;
+    return { node, handle, options, environment: request.environment, backing };
+  } catch (error) {
+    if (file) await unrefNode(caller, file);
+    throw error;
+  }
+}
+
+/** The options that every node has.  @qemu bdrv_runtime_opts */
+function takeFlags(options: Options, given: OpenFlags): OpenFlags {
+  const discard = takeString(options, "discard");
+  const detectZeroes = takeString(options, "detect-zeroes");
+  const flags: OpenFlags = {
+    ...given,
+    readOnly: takeBool(options, "read-only") ?? given.readOnly,
+    autoReadOnly: takeBool(options, "auto-read-only") ?? given.autoReadOnly,
+    forceShare: takeBool(options, "force-share") ?? given.forceShare,
+    direct: takeBool(options, "cache.direct") ?? given.direct,
+    noFlush: takeBool(options, "cache.no-flush") ?? given.noFlush,
+    unmap: discard === undefined ? given.unmap : discard === "unmap" || discard === "on",
+    detectZeroes: parseDetectZeroes(detectZeroes) ?? given.detectZeroes,
+  };
+  if (discard !== undefined && !["unmap", "on", "ignore", "off"].includes(discard))
+    throw new BlockError("EINVAL", "Invalid discard option");
+  if (flags.forceShare && !flags.readOnly)
+    throw new BlockError("EINVAL", "force-share=on can only be used with read-only images");
+  if (flags.detectZeroes === "unmap" && !flags.unmap)
+    throw new BlockError(
+      "EINVAL",
+      "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+    );
+  return flags;
+}
+
+function parseDetectZeroes(value: string | undefined): OpenFlags["detectZeroes"] | undefined {
+  if (value === undefined || value === "off" || value === "on" || value === "unmap") return value;
+  throw new BlockError("EINVAL", `Invalid parameter '${value}'`);
+}
+
+/** Whether a `backing` is to be opened: "" and null say no. */
+function takeBackingChoice(options: Options, flags: OpenFlags): "none" | "default" {
+  if (!options.has("backing")) return flags.noBacking ? "none" : "default";
+  const value = options.get("backing");
+  if (value !== null && value !== "") return "default";
+  options.delete("backing");
+  return "none";
+}
+
+/** Finds the driver by `driver=` or the filename's prefix, and lets a protocol make options of the filename.  @qemu bdrv_fill_options */
+function fillOptions(
+  filename: string | undefined,
+  options: Options,
+  protocol: boolean,
+): BlockDriver | undefined {
+  const driverName = takeString(options, "driver");
+  let driver: BlockDriver | undefined;
+  if (driverName !== undefined) {
+    driver = findDriver(driverName);
+    if (!driver) throw new BlockError("EINVAL", `Unknown driver '${driverName}'`);
+  }
+  if (!(driver ? isProtocol(driver) : protocol)) return driver;
+  if (filename === undefined) {
+    if (driver) return driver;
+    if (!options.has("filename")) throw new BlockError("EINVAL", "Must specify either driver or file");
+    // A filename that came as an option has no prefix.
+    return findPlainProtocol(String(options.get("filename")));
+  }
+  if (options.has("filename"))
+    throw new BlockError("EINVAL", "Can't specify 'file' and 'filename' options at the same time");
+  driver ??= findProtocol(filename);
+  const parseFilename = driver.kind === "format" ? undefined : driver.parseFilename;
+  if (!parseFilename) options.set("filename", filename);
+  else for (const [key, value] of parseFilename(filename)) if (!options.has(key)) options.set(key, value);
+  return driver;
+}
+
+/** Reaches storage by itself, or by a filename with its prefix: the core opens no `file` for it. */
+function isProtocol(driver: BlockDriver): boolean {
+  return driver.kind === "protocol" || (driver.kind === "filter" && driver.prefix !== undefined);
+}
+
+/** @qemu bdrv_find_protocol */
+export function findProtocol(filename: string): BlockDriver {
+  const prefix = protocolPrefix(filename);
+  if (prefix === undefined) return findPlainProtocol(filename);
+  for (const driver of allDrivers()) if (driver.kind !== "format" && driver.prefix === prefix) return driver;
+  throw new BlockError("EINVAL", `Unknown protocol '${prefix}'`);
+}
+
+/** The driver for a name without a prefix: one that claims it (a block device), or `file`. */
+function findPlainProtocol(filename: string): BlockDriver {
+  for (const driver of allDrivers())
+    if (driver.kind === "protocol" && driver.claims?.(filename)) return driver;
+  const driver = findDriver("file");
+  if (!driver) throw new BlockError("EINVAL", "Unknown protocol 'file'");
+  return driver;
+}
+
+/** What a child of `parent` inherits.  @qemu bdrv_inherited_options */
+function childFlags(parent: OpenFlags, kind: BlockDriver["kind"], role: ChildRole): OpenFlags {
+  const flags = { ...parent, detectZeroes: "off" as const };
+  if (role.cow) return { ...flags, readOnly: true, autoReadOnly: false };
+  return {
+    ...flags,
+    noBacking: kind === "filter" && parent.noBacking,
+    // Formats respect the unmap policy themselves, so the layers below may always.
+    unmap: kind === "filter" && role.filtered ? parent.unmap : true,
+    noIo: parent.noIo && !role.metadata,
+  };
+}
+
+/** The node under `key`: one that exists already (by reference), or a new one; undefined if the user named none.  @qemu bdrv_open_child_bs */
+async function openChildNode(
+  caller: Coroutine<"none"> | MainLoop,
+  key: string,
+  filename: string | undefined,
+  options: Options,
+  flags: OpenFlags,
+  request: Pick<OpenRequest, "environment" | "protocol" | "overlays">,
+): Promise<BlockNode | undefined> {
+  const childOptions = takePrefix(options, `${key}.`);
+  const reference = takeString(options, key);
+  if (reference !== undefined) {
+    if (childOptions.size > 0 || filename !== undefined)
+      throw new BlockError(
+        "EINVAL",
+        "Cannot reference an existing block device with additional options or a new filename",
+      );
+    const node = caller.context.nodes.get(reference);
+    if (!node) throw new BlockError("ENODEV", `Cannot find device='' nor node-name='${reference}'`);
+    refNode(node);
+    return node;
+  }
+  if (childOptions.size === 0 && filename === undefined) return undefined;
+  return openNode(caller, { ...request, filename, options: childOptions, flags });
+}
+
+/** Opens what a format or filter stands on, before the driver is known if it must be probed. */
+async function openFileNode(
+  caller: Coroutine<"none"> | MainLoop,
+  filename: string | undefined,
+  options: Options,
+  flags: OpenFlags,
+  driver: BlockDriver | undefined,
+  request: OpenRequest,
+): Promise<BlockNode | undefined> {
+  const kind = driver?.kind ?? "format";
+  return openChildNode(caller, "file", filename, options, childFlags(flags, kind, IMAGE_ROLE), {
+    environment: request.environment,
+    // Whatever stands on it, it is never probed: its driver is named, or it is a protocol.
+    protocol: true,
+  });
+}
+
+/** Reads the start of the file and asks every format.  @qemu find_image_format */
+const probeNode = coWrapperMixedUnlocked(
+  async (co: Coroutine<"none">, file: BlockNode, filename: string): Promise<BlockDriver> => {
+    const head = await graphRdlock(co, async (reader) => {
+      const bytes = Math.min(PROBE_BYTES, await file.getLength(reader));
+      const buffer = new Uint8Array(bytes);
+      try {
+        if (bytes > 0) await probeRead(reader, file, buffer);
+      } catch (error) {
+        throw BlockError.wrap("Could not read image for determining its format", error);
+      }
+      return buffer;
+    });
+    let best: BlockDriver | undefined;
+    let bestScore = 0;
+    for (const driver of allDrivers()) {
+      const score = driver.kind === "format" ? (driver.probe?.(head, filename) ?? 0) : 0;
+      if (score > bestScore) [best, bestScore] = [driver, score];
+    }
+    if (!best) throw new BlockError("ENOENT", "Could not determine image format: No compatible driver found");
+    return best;
+  },
+);
+
+/** The file has no parent yet, so it is read through an edge that nobody else sees. */
+async function probeRead(co: Coroutine<"read">, file: BlockNode, buffer: Uint8Array): Promise<void> {
+  const perm = { used: Perm.ConsistentRead, shared: Perm.All };
+  await new BlockChild("probe", {}, file, file, perm).pread(co, 0, buffer);
+}
+
+function makeNode(
+  caller: Coroutine<"none"> | MainLoop,
+  driver: BlockDriver,
+  options: Options,
+  flags: OpenFlags,
+  filename: string | undefined,
+): BlockNode {
+  const { context } = caller;
+  const given = takeString(options, "node-name");
+  if (given !== undefined && !/^[A-Za-z][A-Za-z0-9._-]{0,30}$/.test(given))
+    throw new BlockError("EINVAL", `Invalid node-name: '${given}'`);
+  if (given !== undefined && context.nodes.has(given))
+    throw new BlockError("EINVAL", `Duplicate nodes with node-name='${given}'`);
+  const name = given ?? `#block${String(namesMade++).padStart(3, "0")}`;
+  const ownOptions: Options = new Map();
+  for (const [key, spec] of Object.entries(driver.options)) {
+    const value = options.get(key);
+    if (spec.strong && value !== undefined) ownOptions.set(key, value);
+  }
+  const node = new BlockNode(context, name, driver, filename ?? "", flags, ownOptions);
+  context.nodes.set(name, node);
+  return node;
+}
+
+/** @qemu bdrv_open_child, for the driver's `open` */
+function makeHandle(
+  node: BlockNode,
+  options: Options,
+  request: OpenRequest,
+  file: BlockNode | undefined,
+): OpeningNode {
+  const { driver, flags } = node;
+  const { environment } = request;
+  let fileNode = file;
+  const openChild = async (co: Coroutine<"none">, key: string, role: ChildRole, filename?: string) => {
+    let child: BlockNode | undefined;
+    if (key === "file" && fileNode) [child, fileNode] = [fileNode, undefined];
+    else {
+      child = await openChildNode(co, key, filename, options, childFlags(flags, driver.kind, role), {
+        environment,
+        protocol: driver.kind === "format" || (request.protocol ?? false) || role.metadata === true,
+      });
+    }
+    return child && attachChild(co, node, child, key, role);
+  };
+  return {
+    node,
+    flags,
+    environment,
+    options: takeOptions(driver.options, options),
+    openChild: (co, key, role) => openChild(co, key, role),
+    async openFileChild(co, role = driver.kind === "filter" ? FILTERED_ROLE : IMAGE_ROLE) {
+      const child = await openChild(co, "file", role);
+      if (!child) throw new BlockError("EINVAL", 'A block device must be specified for "file"');
+      return child;
+    },
+    async openReference(co, key, role, kind, filename) {
+      const byUser = await openChild(co, key, role);
+      if (byUser) return byUser;
+      await environment.gate({ kind, filename, from: node });
+      return (await openChild(co, key, role, filename)) as BlockChild;
+    },
+    applyAutoReadOnly(reason) {
+      if (node.flags.readOnly) return;
+      if (!node.flags.autoReadOnly) throw reason;
+      node.flags = { ...node.flags, readOnly: true };
+    },
+    requireReadOnly() {
+      if (node.flags.readOnly) return;
+      if (!node.flags.autoReadOnly)
+        throw new BlockError("EACCES", `Block node is read-only`, { node: node.nodeName });
+      node.flags = { ...node.flags, readOnly: true };
+    },
+  };
+}
+
+/** @qemu bdrv_open_backing_file */
+async function openBacking(
+  caller: Coroutine<"none"> | MainLoop,
+  node: BlockNode,
+  opening: Opening,
+  overlays: readonly string[],
+): Promise<void> {
+  const { options } = opening;
+  const byUser = options.has("backing") || [...options.keys()].some((key) => key.startsWith("backing."));
+  if (!byUser && !node.backingFilename) return;
+  if (node.driver.kind !== "format" || !node.driver.supportsBacking)
+    throw new BlockError("EINVAL", "Driver doesn't support backing files");
+  try {
+    const backing = await openBackingNode(caller, node, opening, overlays);
+    if (backing) await attachChild(caller, node, backing, "backing", COW_ROLE);
+  } catch (error) {
+    throw BlockError.wrap("Could not open backing file", error);
+  }
+  node.childrenOverridden = byUser && node.backing?.node.filename !== fullBackingFilename(node);
+  await refreshLimits(caller, node);
+}
+
+async function openBackingNode(
+  caller: Coroutine<"none"> | MainLoop,
+  node: BlockNode,
+  { options, environment }: Opening,
+  overlays: readonly string[],
+): Promise<BlockNode | undefined> {
+  const isNamed =
+    options.has("backing.file.filename") || options.has("backing.filename") || options.has("backing");
+  const filename = isNamed ? undefined : fullBackingFilename(node);
+  if (filename !== undefined) {
+    await environment.gate({ kind: "backing file", filename, from: node });
+    if (node.backingFormat && !options.has("backing.driver"))
+      options.set("backing.driver", node.backingFormat);
+    if (filename === node.exactFilename || overlays.includes(filename))
+      throw new BlockError("EINVAL", `Backing file '${filename}' creates an infinite loop.`);
+    if (overlays.length >= MAX_CHAIN_LENGTH) throw new BlockError("ELOOP", "The backing chain is too long");
+  }
+  return openChildNode(
+    caller,
+    "backing",
+    filename,
+    options,
+    childFlags(node.flags, node.driver.kind, COW_ROLE),
+    {
+      environment,
+      overlays: [...overlays, node.exactFilename],
+    },
+  );
+}
+
+function checkLeftOver(driver: BlockDriver, options: Options): void {
+  const [key] = options.keys();
+  if (key === undefined) return;
+  const message =
+    driver.kind === "protocol"
+      ? `Block protocol '${driver.formatName}' doesn't support the option '${key}'`
+      : `Block format '${driver.formatName}' does not support the option '${key}'`;
+  throw new BlockError("EINVAL", message);
+}
