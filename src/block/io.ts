@@ -176,7 +176,11 @@ async function unalignedPwrite(
     iov,
     tail ? tail.subarray(alignment - tailBytes) : [],
   );
-  await alignedPwrite(co, node, start, end - start, padded, flags);
+  // What was only padded must not make the node longer; storage takes whole blocks, and grows as it needs.
+  const length = node.totalSectors * SECTOR_SIZE;
+  const isCut = node.driver.kind !== "protocol" && end > length;
+  const writeEnd = isCut ? Math.max(length, offset + bytes) : end;
+  await alignedPwrite(co, node, start, writeEnd - start, iovSlice(padded, 0, writeEnd - start), flags);
 }
 
 /** @qemu bdrv_aligned_pwritev */
