@@ -1,5 +1,6 @@
 /** What a user of the block layer holds: requests go in here, each becomes a coroutine.  @qemu block/block-backend.c */
 
+import { abortable } from "./abort.ts";
 import { type AioContext, type MainLoop, mainContext } from "./aio-context.ts";
 import { blockStatusAbove, type ChainStatus } from "./block-status.ts";
 import { type BlockChild, type ChildParent, Perm, type PermPair } from "./child.ts";
@@ -100,8 +101,8 @@ export class BlockBackend implements ChildParent {
    * call a method of a backend, which would ask for the lock a second time.
    */
   async run<T>(fn: (co: Coroutine<"read">) => Promise<T>, signal?: AbortSignal): Promise<T> {
-    if (signal?.aborted) throw signal.reason;
-    while (this.#quiesced > 0) await this.context.nextKick();
+    signal?.throwIfAborted();
+    while (this.#quiesced > 0) await abortable(this.context.nextKick(), signal);
     this.#inFlight++;
     const lock = this.context.graph;
     try {

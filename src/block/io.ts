@@ -63,7 +63,7 @@ export async function pread(
   const alignment = node.limits.requestAlignment;
   const request = node.tracker.begin(offset, bytes, false);
   try {
-    if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request);
+    if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request, co.signal);
     if (alignment === 1 || (offset % alignment === 0 && bytes % alignment === 0)) {
       await alignedPread(co, node, offset, bytes, iov, flags);
       return;
@@ -131,10 +131,10 @@ export async function pwrite(
   const request = node.tracker.begin(offset, bytes, true);
   try {
     if (isAligned) {
-      if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request);
+      if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request, co.signal);
       await alignedPwrite(co, node, offset, bytes, iov, flags);
     } else {
-      await node.tracker.makeSerialising(request, alignment);
+      await node.tracker.makeSerialising(request, alignment, co.signal);
       await unalignedPwrite(co, node, offset, bytes, iov, flags);
     }
   } finally {
@@ -245,10 +245,10 @@ export async function pwriteZeroes(
   const request = node.tracker.begin(offset, bytes, true);
   try {
     if (offset % alignment === 0 && bytes % alignment === 0) {
-      if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request);
+      if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request, co.signal);
       await alignedZeroes(co, node, offset, bytes, zeroFlags);
     } else {
-      await node.tracker.makeSerialising(request, alignment);
+      await node.tracker.makeSerialising(request, alignment, co.signal);
       await unalignedZeroes(co, node, offset, bytes, zeroFlags);
     }
     noteWritten(node, offset + bytes);
@@ -433,7 +433,7 @@ async function tracked(
 ): Promise<void> {
   const request = node.tracker.begin(offset, bytes, true);
   try {
-    if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request);
+    if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request, co.signal);
     await fn();
     node.writeGeneration++;
     if (flags & Req.Fua) await flush(co, node);

@@ -3,6 +3,7 @@
  * one after the other; all others run side by side.  @qemu BdrvTrackedRequest
  */
 
+import { abortable } from "./abort.ts";
 import type { AioContext } from "./aio-context.ts";
 
 export class TrackedRequest {
@@ -56,7 +57,7 @@ export class RequestTracker {
   }
 
   /** Widens the request to `alignment` and makes every overlapping one wait for it.  @qemu bdrv_make_request_serialising */
-  async makeSerialising(request: TrackedRequest, alignment: number): Promise<void> {
+  async makeSerialising(request: TrackedRequest, alignment: number, signal?: AbortSignal): Promise<void> {
     request.start -= request.start % alignment;
     const rest = request.end % alignment;
     if (rest !== 0) request.end += alignment - rest;
@@ -64,18 +65,18 @@ export class RequestTracker {
       request.serialising = true;
       this.#serialising++;
     }
-    await this.waitForOverlapping(request);
+    await this.waitForOverlapping(request, signal);
   }
 
   /** Waits until no overlapping request is under way of which one of the two is serialising.  @qemu bdrv_wait_serialising_requests */
-  async waitForOverlapping(request: TrackedRequest): Promise<void> {
+  async waitForOverlapping(request: TrackedRequest, signal?: AbortSignal): Promise<void> {
     for (let other = this.#conflict(request); other; other = this.#conflict(request)) {
       const waited = other;
       waited.ended ??= new Promise((resolve) => {
         waited.done = resolve;
       });
       request.waitingFor = waited;
-      await waited.ended;
+      await abortable(waited.ended, signal);
       request.waitingFor = undefined;
     }
   }
