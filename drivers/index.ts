@@ -1,13 +1,28 @@
 /** The only registry of bdrv's own drivers; probing asks formats in this order. */
 
-import { registerDriver } from "../src/block/driver.ts";
-import { compress } from "./filter-compress.ts";
+import { type BlockDriver, registerDriver } from "../src/block/driver.ts";
 import { file, hostDevice } from "./file.ts";
+import { compress } from "./filter-compress.ts";
 import { nullCo } from "./null-co.ts";
 import { raw } from "./raw.ts";
 
-registerDriver(file);
-registerDriver(hostDevice);
-registerDriver(nullCo);
-registerDriver(compress);
-registerDriver(raw);
+/** By format name. The library's typed options (`DriverOptions`) are computed from this list. */
+export const drivers = {
+  file,
+  host_device: hostDevice,
+  "null-co": nullCo,
+  compress,
+  raw,
+} as const;
+
+/**
+ * For `DriverOptions`: the children of drivers that take others than the one `file` of a format or filter.
+ * True: it must be given.
+ */
+export interface DriverChildren {
+  readonly qcow2: { readonly file: true; readonly backing: false; readonly "data-file": false };
+  readonly blkdebug: { readonly image: true };
+}
+
+// The registry parses options by each driver's own table, so it needs no driver's own option types.
+for (const driver of Object.values(drivers)) registerDriver(driver as unknown as BlockDriver);
