@@ -22,15 +22,19 @@ import {
 const options = {
   filename: { type: "string", strong: false },
   /** on, off or auto: whether others are kept out by locks on the file. */
-  locking: { type: "string" },
+  locking: { type: "string", values: ["on", "off", "auto"] },
   /** threads, native or io_uring: taken, and without effect here. */
-  aio: { type: "string" },
+  aio: { type: "string", values: ["threads", "native", "io_uring"] },
 } as const;
 
 const createOptions = {
   extent_size_hint: { type: "size", help: "Extent size hint for the image file, 0 to disable" },
   nocow: { type: "bool", help: "Turn off copy-on-write (valid only on btrfs)" },
-  preallocation: { type: "string", help: "Preallocation mode (allowed values: off, falloc, full)" },
+  preallocation: {
+    type: "string",
+    values: ["off", "metadata", "falloc", "full"],
+    help: "Preallocation mode (allowed values: off, falloc, full)",
+  },
   size: { type: "size", help: "Virtual disk size" },
 } as const;
 
@@ -54,7 +58,6 @@ export const file: ProtocolDriver<typeof options, typeof createOptions> = {
 
   async create(_co, { filename: given, options: { size = 0, preallocation = "off" } }) {
     const filename = stripPrefix(given);
-    if (!isPrealloc(preallocation)) throw new BlockError("EINVAL", `Invalid parameter '${preallocation}'`);
     let fd: number;
     try {
       fd = fs.openSync(filename, fs.constants.O_RDWR | fs.constants.O_CREAT, 0o644);
@@ -86,10 +89,6 @@ export const hostDevice: ProtocolDriver<typeof options> = {
   options,
   open: async (_, node) => openFile(node, "host_device"),
 };
-
-function isPrealloc(mode: string): mode is Prealloc {
-  return mode === "off" || mode === "metadata" || mode === "falloc" || mode === "full";
-}
 
 function openDescriptor(filename: string, readOnly: boolean, direct: boolean): number {
   const { O_RDONLY, O_RDWR, O_DIRECT = 0 } = fs.constants;

@@ -15,7 +15,15 @@ import { reopenSubtree } from "./reopen.ts";
 
 /** How one request is to be made, beside its range. */
 export interface RequestOptions {
-  /** A mask of `Req`. */
+  /** The write is on stable storage when it ends. */
+  readonly fua?: boolean;
+  /** The write is stored compressed: whole clusters, in a format that can. */
+  readonly compressed?: boolean;
+  /** A zero write may leave the range unallocated. */
+  readonly mayUnmap?: boolean;
+  /** A zero write fails with ENOTSUP rather than write the zeroes out. */
+  readonly noFallback?: boolean;
+  /** The same and more as a mask of `Req`. */
   readonly flags?: ReqFlags;
   readonly signal?: AbortSignal | undefined;
 }
@@ -154,7 +162,7 @@ export class BlockBackend implements ChildParent {
   write(offset: number, iov: IoVector, options: RequestOptions = {}): Promise<void> {
     return this.run(async (co) => {
       await this.#checkRange(co, offset, iovLength(iov));
-      await this.root.pwrite(co, offset, iov, this.#writeFlags(options.flags));
+      await this.root.pwrite(co, offset, iov, this.#writeFlags(options));
     }, options.signal);
   }
 
@@ -162,12 +170,17 @@ export class BlockBackend implements ChildParent {
   writeZeroes(offset: number, bytes: number, options: RequestOptions = {}): Promise<void> {
     return this.run(async (co) => {
       await this.#checkRange(co, offset, bytes);
-      await this.root.pwriteZeroes(co, offset, bytes, this.#writeFlags(options.flags));
+      await this.root.pwriteZeroes(co, offset, bytes, this.#writeFlags(options));
     }, options.signal);
   }
 
-  #writeFlags(flags: ReqFlags = 0): ReqFlags {
-    return this.writethrough ? flags | Req.Fua : flags;
+  #writeFlags(options: RequestOptions): ReqFlags {
+    let flags = options.flags ?? 0;
+    if (options.fua || this.writethrough) flags |= Req.Fua;
+    if (options.compressed) flags |= Req.WriteCompressed;
+    if (options.mayUnmap) flags |= Req.MayUnmap;
+    if (options.noFallback) flags |= Req.NoFallback;
+    return flags;
   }
 
   /** Tells that the content of a range is no longer needed; what it reads as afterwards is open.  @qemu blk_co_pdiscard */

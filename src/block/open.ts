@@ -42,6 +42,8 @@ export interface OpenEnvironment {
   readonly gate: OpenGate;
   /** Gets the text of a warning, without "warning: ". */
   readonly warn: (message: string) => void;
+  /** Gets a line that qemu's tools print on stdout at once: blkdebug's suspended requests. */
+  readonly notice?: (line: string) => void;
 }
 
 /** Follows every reference, as qemu-img does. */
@@ -66,12 +68,15 @@ export interface OpeningNode<T extends OptionTable = OptionTable> {
   readonly environment: OpenEnvironment;
   /** Opens the child `file`, which must be there. Its role by the driver's kind, unless given. */
   readonly openFileChild: (co: Coroutine<"none">, role?: ChildRole) => Promise<BlockChild>;
-  /** Opens another child by the options under `key`; undefined if the user gave none. */
+  /** Opens another child by the options under `key`, or by a filename that the user gave; undefined if there is neither. */
   readonly openChild: (
     co: Coroutine<"none">,
     key: string,
     role: ChildRole,
+    filename?: string,
   ) => Promise<BlockChild | undefined>;
+  /** Takes the options whose keys start with one of `prefixes`, for what no table can list ("inject-error.0.event"). */
+  readonly takeOptionsUnder: (prefixes: readonly string[]) => Options;
   /** Opens a child that the image names (`filename` as resolved), after the gate; the user's options under `key` go first. */
   readonly openReference: (
     co: Coroutine<"none">,
@@ -169,7 +174,7 @@ async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRe
   let driver = fillOptions(filename, options, request.protocol ?? false);
   const backing = takeBackingChoice(options, flags);
   let file: BlockNode | undefined;
-  if (driver?.kind !== "protocol") {
+  if (!driver || !isProtocol(driver)) {
     file = await openFileNode(caller, filename, options, flags, driver, request);
     if (!file && !driver) throw new BlockError("EINVAL", "Must specify either driver or file");
   }
@@ -218,7 +223,7 @@ function takeFlags(options: Options, given: OpenFlags): OpenFlags {
 
 function parseDetectZeroes(value: string | undefined): OpenFlags["detectZeroes"] | undefined {
   if (value === undefined || value === "off" || value === "on" || value === "unmap") return value;
-  throw new BlockError("EINVAL", `Invalid parameter '${value}'`);
+  throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
 }
 
 /** Whether a `backing` is to be opened: "" and null say no. */
@@ -416,7 +421,16 @@ function makeHandle(
     flags,
     environment,
     options: takeOptions(driver.options, options),
-    openChild: (co, key, role) => openChild(co, key, role),
+    openChild,
+    takeOptionsUnder(prefixes) {
+      const taken: Options = new Map();
+      for (const [key, value] of options) {
+        if (!prefixes.some((prefix) => key.startsWith(prefix))) continue;
+        taken.set(key, value);
+        options.delete(key);
+      }
+      return taken;
+    },
     async openFileChild(co, role = driver.kind === "filter" ? FILTERED_ROLE : IMAGE_ROLE) {
       const child = await openChild(co, "file", role);
       if (!child) throw new BlockError("EINVAL", 'A block device must be specified for "file"');

@@ -21,6 +21,8 @@ export interface NestedOptions {
 
 export interface OptionSpec {
   readonly type: "string" | "bool" | "number" | "size";
+  /** The only words that a string may be. */
+  readonly values?: readonly string[];
   /** Part of what the guest sees: it appears in `json:` names.  @qemu strong_runtime_opts */
   readonly strong?: boolean;
   /** As `create -o help` prints it. */
@@ -30,7 +32,9 @@ export interface OptionSpec {
 export type OptionTable = Readonly<Record<string, OptionSpec>>;
 
 type ValueOf<S extends OptionSpec> = S["type"] extends "string"
-  ? string
+  ? S extends { readonly values: readonly (infer V extends string)[] }
+    ? V
+    : string
   : S["type"] extends "bool"
     ? boolean
     : number;
@@ -93,6 +97,8 @@ export function takeOptions<T extends OptionTable>(table: T, options: Options): 
 function parseValue(key: string, spec: OptionSpec, value: OptionScalar): string | number | boolean {
   switch (spec.type) {
     case "string":
+      if (spec.values && !spec.values.includes(String(value)))
+        throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
       return String(value);
     case "bool":
       return parseBool(key, value);
