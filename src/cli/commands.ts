@@ -1,0 +1,204 @@
+/**
+ * The table of commands: their options as qemu-img's own take them, letter by letter, and where each one's module is.
+ * The words behind `-o` and its like belong to the drivers.
+ */
+
+import type { Command } from "./command.ts";
+import { HELP_OPTION, type OptionSpec } from "./getopt.ts";
+
+const OBJECT: OptionSpec = {
+  name: "object",
+  long: "object",
+  value: "OBJECTDEF",
+  help: "Define an object, such as secret,id=NAME,file=PATH",
+};
+const IMAGE_OPTS: OptionSpec = {
+  name: "image-opts",
+  long: "image-opts",
+  help: "FILENAME is a list of options (driver=qcow2,file.filename=...)",
+};
+const FORCE_SHARE: OptionSpec = {
+  name: "force-share",
+  short: "U",
+  long: "force-share",
+  help: "Open the image even if another process writes to it",
+};
+const OUTPUT: OptionSpec = { name: "output", long: "output", value: "FORMAT", help: "human or json" };
+const QUIET: OptionSpec = { name: "quiet", short: "q", help: "Print errors only" };
+const PROGRESS: OptionSpec = { name: "progress", short: "p", help: "Show progress" };
+const FORMAT: OptionSpec = {
+  name: "format",
+  short: "f",
+  value: "FORMAT",
+  help: "Format of the image; probed by default",
+};
+/** Where qemu-img has a long name for it as well. */
+const FORMAT_LONG: OptionSpec = { ...FORMAT, long: "format" };
+const SOURCE_CACHE: OptionSpec = {
+  name: "source-cache",
+  short: "T",
+  value: "CACHE",
+  help: "Cache mode for reading: none, writeback, writethrough, directsync or unsafe",
+};
+const TARGET_CACHE: OptionSpec = {
+  name: "cache",
+  short: "t",
+  value: "CACHE",
+  help: "Cache mode for writing, as for -T",
+};
+const BACKING_FILE: OptionSpec = {
+  name: "backing-file",
+  short: "b",
+  value: "FILENAME",
+  help: "The new image stores only what differs from this one",
+};
+const BACKING_FORMAT: OptionSpec = {
+  name: "backing-format",
+  short: "F",
+  value: "FORMAT",
+  help: "Format of the backing file",
+};
+const DRIVER_OPTIONS: OptionSpec = {
+  name: "options",
+  short: "o",
+  value: "OPTIONS",
+  help: "Options of the new image's format, a=b,c=d; `-o help` lists them",
+};
+
+export const commands: readonly Command[] = [
+  {
+    name: "check",
+    summary: "Check an image for errors",
+    operands: "FILENAME",
+    options: [
+      HELP_OPTION,
+      FORMAT_LONG,
+      { name: "repair", short: "r", long: "repair", value: "WHAT", help: "Repair leaks or all" },
+      OUTPUT,
+      OBJECT,
+      IMAGE_OPTS,
+      FORCE_SHARE,
+      SOURCE_CACHE,
+      QUIET,
+    ],
+    load: () => import("./check.ts"),
+  },
+  {
+    name: "compare",
+    summary: "Compare the content of two images",
+    operands: "FILENAME1 FILENAME2",
+    options: [
+      HELP_OPTION,
+      FORMAT,
+      { name: "format2", short: "F", value: "FORMAT", help: "Format of the second image" },
+      SOURCE_CACHE,
+      PROGRESS,
+      QUIET,
+      { name: "strict", short: "s", help: "Sizes and allocation must be the same too" },
+      OBJECT,
+      IMAGE_OPTS,
+      FORCE_SHARE,
+    ],
+    load: () => import("./compare.ts"),
+  },
+  {
+    name: "convert",
+    summary: "Copy images into a new one, in any format",
+    operands: "FILENAME [FILENAME2 ...] OUTPUT_FILENAME",
+    options: [
+      HELP_OPTION,
+      FORMAT,
+      { name: "output-format", short: "O", value: "FORMAT", help: "Format of the output; raw by default" },
+      { ...BACKING_FILE, short: "B" },
+      BACKING_FORMAT,
+      { name: "compress", short: "c", help: "Compress the output" },
+      { name: "copy-range", short: "C", help: "Try to let the kernel copy" },
+      DRIVER_OPTIONS,
+      { name: "snapshot", short: "l", value: "SNAPSHOT", help: "Copy this internal snapshot" },
+      {
+        name: "sparse-size",
+        short: "S",
+        value: "SIZE",
+        help: "Zeroes of this length become a hole; 4k by default",
+      },
+      { name: "rate-limit", short: "r", value: "RATE", help: "Bytes per second" },
+      { name: "parallel", short: "m", value: "COUNT", help: "Requests in flight" },
+      { name: "out-of-order", short: "W", help: "Write in any order" },
+      { name: "no-create", short: "n", help: "The output exists and is written into" },
+      TARGET_CACHE,
+      SOURCE_CACHE,
+      PROGRESS,
+      QUIET,
+      OBJECT,
+      IMAGE_OPTS,
+      FORCE_SHARE,
+      {
+        name: "target-image-opts",
+        long: "target-image-opts",
+        help: "OUTPUT_FILENAME is a list of options; needs -n",
+      },
+      { name: "target-is-zero", long: "target-is-zero", help: "The output reads as zeroes; needs -n" },
+      { name: "salvage", long: "salvage", help: "Go on after read errors, with zeroes" },
+      { name: "bitmaps", long: "bitmaps", help: "Copy persistent bitmaps too" },
+      { name: "skip-broken-bitmaps", long: "skip-broken-bitmaps", help: "Leave out inconsistent bitmaps" },
+    ],
+    load: () => import("./convert.ts"),
+  },
+  {
+    name: "create",
+    summary: "Create an image",
+    operands: "FILENAME [SIZE]",
+    options: [
+      HELP_OPTION,
+      { ...FORMAT, help: "Format of the new image; raw by default" },
+      BACKING_FILE,
+      BACKING_FORMAT,
+      { name: "unsafe", short: "u", help: "Don't open the backing file" },
+      DRIVER_OPTIONS,
+      QUIET,
+      OBJECT,
+    ],
+    load: () => import("./create.ts"),
+  },
+  {
+    name: "info",
+    summary: "Describe an image",
+    operands: "FILENAME",
+    options: [
+      HELP_OPTION,
+      FORMAT_LONG,
+      OUTPUT,
+      { name: "backing-chain", long: "backing-chain", help: "Describe the backing files too" },
+      OBJECT,
+      IMAGE_OPTS,
+      FORCE_SHARE,
+    ],
+    load: () => import("./info.ts"),
+  },
+  {
+    name: "map",
+    summary: "List where an image's data lies",
+    operands: "FILENAME",
+    options: [
+      HELP_OPTION,
+      FORMAT_LONG,
+      OUTPUT,
+      {
+        name: "start-offset",
+        short: "s",
+        long: "start-offset",
+        value: "OFFSET",
+        help: "First byte to be listed",
+      },
+      { name: "max-length", short: "l", long: "max-length", value: "LENGTH", help: "Bytes to be listed" },
+      OBJECT,
+      IMAGE_OPTS,
+      FORCE_SHARE,
+    ],
+    load: () => import("./map.ts"),
+  },
+];
+
+export function findCommand(name: string): Command | undefined {
+  return commands.find((command) => command.name === name);
+}

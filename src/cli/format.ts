@@ -1,0 +1,67 @@
+/** Numbers, sizes and JSON as qemu-img prints them. */
+
+import { parseSize } from "../block/options.ts";
+import { CommandError } from "./command.ts";
+
+const UNITS = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] as const;
+
+/** "64 MiB", "1.5 GiB", "512 B": three digits, and the next unit from 1000 on.  @qemu size_to_str */
+export function humanSize(bytes: number): string {
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1000 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${Number(value.toPrecision(3))} ${UNITS[unit]}B`;
+}
+
+const MAX_INT64 = 2 ** 63;
+
+/** A size from the command line; `what` says which for the message: "image size".  @qemu cvtnum_full */
+export function parseSizeArgument(what: string, text: string): number {
+  const size = parseSize(text);
+  if (size === undefined) {
+    throw new CommandError([
+      `Invalid ${what} specified. You may use k, M, G, T, P or E suffixes for`,
+      "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.",
+    ]);
+  }
+  if (size === "range" || size >= MAX_INT64)
+    throw new CommandError([`Invalid ${what} specified. Must be between 0 and 9223372036854775807.`]);
+  return size;
+}
+
+export type JsonValue =
+  | string
+  | number
+  | bigint
+  | boolean
+  | null
+  | readonly JsonValue[]
+  | { readonly [key: string]: JsonValue | undefined };
+
+/** Indented by four; members that are undefined are left out.  @qemu qobject_to_json_pretty */
+export function prettyJson(value: JsonValue, indent = ""): string {
+  const inner = `${indent}    `;
+  if (typeof value === "bigint") return value.toString();
+  if (value === null || typeof value !== "object")
+    return typeof value === "string" ? jsonString(value) : String(value);
+  const isArray = Array.isArray(value);
+  const parts = isArray
+    ? (value as readonly JsonValue[]).map((item) => inner + prettyJson(item, inner))
+    : Object.entries(value as { readonly [key: string]: JsonValue | undefined })
+        .filter(([, member]) => member !== undefined)
+        .map(([key, member]) => `${inner}${jsonString(key)}: ${prettyJson(member as JsonValue, inner)}`);
+  const body = parts.length === 0 ? "" : `\n${parts.join(",\n")}\n${indent}`;
+  if (isArray) return parts.length === 0 ? `[\n${indent}]` : `[${body}]`;
+  return parts.length === 0 ? `{\n${indent}}` : `{${body}}`;
+}
+
+/** A JSON string with everything but printable ASCII escaped.  @qemu to_json: QTYPE_QSTRING */
+export function jsonString(text: string): string {
+  const escape = (code: string) => `\\u${code.padStart(4, "0").toUpperCase()}`;
+  return JSON.stringify(text)
+    .replace(/\\u([0-9a-f]{4})/g, (_, code: string) => escape(code))
+    .replace(/[\u007f-\uffff]/g, (char) => escape(char.charCodeAt(0).toString(16)));
+}

@@ -1,0 +1,46 @@
+/** The command's entry: sets up the process, runs the program, and ends with its exit code. */
+
+// The thread pool takes its size at its first use, so this stands before everything; 16 threads keep a disk busy
+// (PERFORMANCE.md). An ESM entry is itself read through the pool, which is why the bundle is CommonJS.
+process.env["UV_THREADPOOL_SIZE"] ??= "16";
+
+import { DescriptorOutput } from "./output.ts";
+import { main } from "./program.ts";
+
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+
+async function start(): Promise<void> {
+  const stdout = new DescriptorOutput(1, true);
+  const stderr = new DescriptorOutput(2, false);
+  const abort = new AbortController();
+  let received: NodeJS.Signals | undefined;
+  for (const signal of SIGNALS)
+    process.once(signal, () => {
+      received = signal;
+      abort.abort();
+    });
+  const crash = (error: unknown) => {
+    stdout.flush();
+    stderr.write(`${describe(error)}\n`);
+    process.exit(1);
+  };
+  process.on("uncaughtException", crash);
+  process.on("unhandledRejection", crash);
+  const exitCode = await main(process.argv.slice(1), {
+    stdout,
+    stderr,
+    stdin: () => process.stdin,
+    signal: abort.signal,
+  });
+  stdout.flush();
+  // The handler is off by now, so this ends the process as the signal would have, and the shell sees which it was.
+  if (received) process.kill(process.pid, received);
+  // Whatever still holds the event loop (an idle pipe, a timer) must not keep the command alive.
+  process.exit(exitCode);
+}
+
+function describe(error: unknown): string {
+  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+}
+
+void start();

@@ -1,0 +1,74 @@
+/** Where a command's text goes: a descriptor, buffered as the C library buffers stdout, or a test's string. */
+
+import fs from "node:fs";
+import tty from "node:tty";
+
+export interface Output {
+  readonly isTerminal: boolean;
+  write(text: string): void;
+  /** Passes on what is buffered. */
+  flush(): void;
+}
+
+/** The C library's buffer for a pipe or a file. Errors are not buffered, so the order of both matters to scripts. */
+const BUFFER_BYTES = 4096;
+
+/**
+ * Text for a descriptor. Synchronous, and without `process.stdout`, which costs 1.5 ms of a start. Whoever reads
+ * may be gone (EPIPE): then the rest is dropped, as after a SIGPIPE.
+ */
+export class DescriptorOutput implements Output {
+  readonly #fd: number;
+  readonly #buffered: boolean;
+  #isTerminal: boolean | undefined;
+  #pending = "";
+  #closed = false;
+
+  constructor(fd: number, buffered: boolean) {
+    this.#fd = fd;
+    this.#buffered = buffered;
+  }
+
+  get isTerminal(): boolean {
+    this.#isTerminal ??= tty.isatty(this.#fd);
+    return this.#isTerminal;
+  }
+
+  /** Nobody reads any more. */
+  get closed(): boolean {
+    return this.#closed;
+  }
+
+  write(text: string): void {
+    this.#pending += text;
+    if (!this.#buffered || this.#pending.length >= BUFFER_BYTES || this.isTerminal) this.flush();
+  }
+
+  flush(): void {
+    let bytes: Uint8Array = Buffer.from(this.#pending);
+    this.#pending = "";
+    while (bytes.length > 0 && !this.#closed) {
+      try {
+        bytes = bytes.subarray(fs.writeSync(this.#fd, bytes));
+      } catch (error) {
+        const code = (error as NodeJS.ErrnoException).code;
+        // A pipe that somebody else made non-blocking is full: wait a little for its reader.
+        if (code === "EAGAIN") Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
+        else if (code === "EPIPE" || code === "EBADF" || code === "EIO") this.#closed = true;
+        else throw error;
+      }
+    }
+  }
+}
+
+/** Collects everything, for callers in the same process. */
+export class MemoryOutput implements Output {
+  readonly isTerminal = false;
+  text = "";
+
+  write(text: string): void {
+    this.text += text;
+  }
+
+  flush(): void {}
+}
