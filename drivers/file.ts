@@ -20,7 +20,7 @@ import {
 } from "./file-io.ts";
 
 const options = {
-  filename: { type: "string", strong: false },
+  filename: { type: "string", strong: true },
   /** on, off or auto: whether others are kept out by locks on the file. */
   locking: { type: "string", values: ["on", "off", "auto"] },
   /** threads, native or io_uring: taken, and without effect here. */

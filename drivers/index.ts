@@ -1,6 +1,7 @@
 /** The only registry of bdrv's own drivers; probing asks formats in this order. */
 
 import { type BlockDriver, registerDriver } from "../src/block/driver.ts";
+import { blkdebug } from "./blkdebug.ts";
 import { file, hostDevice } from "./file.ts";
 import { compress } from "./filter-compress.ts";
 import { nullCo } from "./null-co.ts";
@@ -11,6 +12,7 @@ export const drivers = {
   file,
   host_device: hostDevice,
   "null-co": nullCo,
+  blkdebug,
   compress,
   raw,
 } as const;

@@ -3,7 +3,8 @@
 import { createFile } from "../src/block/create.ts";
 import type { FormatDriver } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
-import { iovLength } from "../src/block/iov.ts";
+import { type IoVector, iovFlatten, iovLength, iovSlice } from "../src/block/iov.ts";
+import { PROBE_BYTES, probeFormat } from "../src/block/open.ts";
 import { alignUp, isAligned, SECTOR_SIZE } from "../src/block/units.ts";
 
 const options = {
@@ -57,9 +58,14 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
       supportedWriteFlags: file.node.supportedWriteFlags,
       supportedZeroFlags: file.node.supportedZeroFlags,
       getLength: async (co) => window ?? (await file.getLength(co)) - offset,
-      pread: (co, at, iov, flags) => file.pread(co, at + offset, iov, flags),
+      async pread(co, at, iov, flags) {
+        if (file.debug) await file.debug.event(co, "read_aio");
+        await file.pread(co, at + offset, iov, flags);
+      },
       async pwrite(co, at, iov, flags) {
         check(at, iovLength(iov));
+        if (node.probed && at < PROBE_BYTES) refuseOtherFormat(iov);
+        if (file.debug) await file.debug.event(co, "write_aio");
         await file.pwrite(co, at + offset, iov, flags);
       },
       async pwriteZeroes(co, at, bytes, flags) {
@@ -89,6 +95,8 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
       getInfo: async (co) => (await file.node.ops.getInfo?.(co)) ?? {},
       // Zero writes and discards that the file cuts best at its own marks are cut there.
       limits: () => ({
+        // So that a write to block 0 comes whole.
+        ...(node.probed && { requestAlignment: PROBE_BYTES }),
         pwriteZeroesAlignment: file.node.limits.pwriteZeroesAlignment,
         pdiscardAlignment: file.node.limits.pdiscardAlignment,
         maxPwriteZeroes: file.node.limits.maxPwriteZeroes,
@@ -106,3 +114,9 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
     );
   },
 };
+
+/** The guest of a probed raw image must not make its image pass for another format, which could name any file. */
+function refuseOtherFormat(iov: IoVector): void {
+  const head = iovFlatten(iovSlice(iov, 0, PROBE_BYTES));
+  if (probeFormat(head, "") !== (raw as unknown)) throw new BlockError("EPERM");
+}

@@ -277,6 +277,8 @@ export interface FilterDriver<T extends OptionTable = OptionTable, C extends Opt
   readonly kind: "filter";
   readonly prefix?: string;
   readonly parseFilename?: (filename: string) => Options;
+  /** The filename with the prefix that opens such a node; "" where only options can.  @qemu bdrv_refresh_filename */
+  readonly filenameOf?: (node: BlockNode) => string;
 }
 
 export type BlockDriver<T extends OptionTable = OptionTable, C extends OptionTable = OptionTable> =

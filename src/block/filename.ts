@@ -2,7 +2,7 @@
 
 import { BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
-import { type NestedOptions, nestOptions } from "./options.ts";
+import type { NestedOptions } from "./options.ts";
 
 /** The `nbd` of `nbd://...`: what stands before the first colon, if no slash does. */
 export function protocolPrefix(filename: string): string | undefined {
@@ -51,12 +51,12 @@ export function refreshFilename(node: BlockNode): void {
     return;
   }
   const primary = node.primary?.node;
-  const plain =
-    node.driver.kind === "format" &&
-    primary?.driver.kind === "protocol" &&
-    node.ownOptions.size === 0 &&
-    !node.childrenOverridden;
-  node.exactFilename = plain ? primary.exactFilename : "";
+  if (node.driver.kind === "filter") node.exactFilename = node.driver.filenameOf?.(node) ?? "";
+  else {
+    const plain =
+      primary && primary.driver.kind !== "format" && node.ownOptions.size === 0 && !node.childrenOverridden;
+    node.exactFilename = plain ? primary.exactFilename : "";
+  }
   node.filename = node.exactFilename || jsonFilename(node);
 }
 
@@ -68,7 +68,7 @@ export function fullOpenOptions(node: BlockNode): NestedOptions {
     if (edge.role.cow && !node.childrenOverridden) continue;
     children[name] = fullOpenOptions(edge.node);
   }
-  return { ...nestOptions(node.ownOptions), driver: node.driver.formatName, ...children };
+  return { ...Object.fromEntries(node.ownOptions), driver: node.driver.formatName, ...children };
 }
 
 function jsonFilename(node: BlockNode): string {

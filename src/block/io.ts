@@ -161,6 +161,7 @@ async function unalignedPwrite(
     head = new Uint8Array(alignment);
     if (node.ops.debug) await node.ops.debug.event(co, "pwritev_rmw_head");
     await alignedPread(co, node, start, alignment, head, 0);
+    if (node.ops.debug) await node.ops.debug.event(co, "pwritev_rmw_after_head");
   }
   let tail: Uint8Array | undefined;
   if (tailBytes > 0) {
@@ -169,6 +170,7 @@ async function unalignedPwrite(
       tail = new Uint8Array(alignment);
       if (node.ops.debug) await node.ops.debug.event(co, "pwritev_rmw_tail");
       await alignedPread(co, node, end - alignment, alignment, tail, 0);
+      if (node.ops.debug) await node.ops.debug.event(co, "pwritev_rmw_after_tail");
     }
   }
   const padded = iovConcat(
@@ -205,6 +207,7 @@ async function alignedPwrite(
       done += piece;
     }
   }
+  if (node.ops.debug) await node.ops.debug.event(co, "pwritev_done");
   noteWritten(node, offset + bytes);
 }
 
@@ -315,6 +318,7 @@ async function alignedZeroes(
     }
   }
   if (needsFlush) await flush(co, node);
+  if (node.ops.debug) await node.ops.debug.event(co, "pwritev_done");
 }
 
 /** Zeroes for a driver that has no zero write, in one buffer that all pieces share. */
@@ -389,9 +393,12 @@ export async function pdiscard(
 export async function flush(co: Coroutine<"read">, node: BlockNode): Promise<void> {
   if (!node.isInserted || node.readOnly) return;
   const generation = node.writeGeneration;
+  // What listens to flushes lies below the node that is flushed.
+  const debug = node.primary?.debug;
+  if (debug) await debug.event(co, "flush_to_os");
   await node.ops.flushToOs?.(co);
   if (!node.flags.noFlush && node.flushedGeneration < generation) {
-    if (node.ops.debug) await node.ops.debug.event(co, "flush_to_disk");
+    if (debug) await debug.event(co, "flush_to_disk");
     await node.ops.flushToDisk?.(co);
     node.flushedGeneration = Math.max(node.flushedGeneration, generation);
   }

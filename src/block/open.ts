@@ -97,7 +97,7 @@ const FILTERED_ROLE: ChildRole = { filtered: true, primary: true };
 const COW_ROLE: ChildRole = { cow: true };
 
 /** Bytes that probing looks at.  @qemu BLOCK_PROBE_BUF_SIZE */
-const PROBE_BYTES = 512;
+export const PROBE_BYTES = 512;
 
 /** Longer chains are refused: names that differ may still lead in a circle. */
 const MAX_CHAIN_LENGTH = 1000;
@@ -354,16 +354,23 @@ const probeNode = coWrapperMixedUnlocked(
       }
       return buffer;
     });
-    let best: BlockDriver | undefined;
-    let bestScore = 0;
-    for (const driver of allDrivers()) {
-      const score = driver.kind === "format" ? (driver.probe?.(head, filename) ?? 0) : 0;
-      if (score > bestScore) [best, bestScore] = [driver, score];
-    }
-    if (!best) throw new BlockError("ENOENT", "Could not determine image format: No compatible driver found");
-    return best;
+    const driver = probeFormat(head, filename);
+    if (!driver)
+      throw new BlockError("ENOENT", "Could not determine image format: No compatible driver found");
+    return driver;
   },
 );
+
+/** The format that is surest of an image that starts with `head`.  @qemu bdrv_probe_all */
+export function probeFormat(head: Uint8Array, filename: string): BlockDriver | undefined {
+  let best: BlockDriver | undefined;
+  let bestScore = 0;
+  for (const driver of allDrivers()) {
+    const score = driver.kind === "format" ? (driver.probe?.(head, filename) ?? 0) : 0;
+    if (score > bestScore) [best, bestScore] = [driver, score];
+  }
+  return best;
+}
 
 /** The file has no parent yet, so it is read through an edge that nobody else sees. */
 async function probeRead(co: Coroutine<"read">, file: BlockNode, buffer: Uint8Array): Promise<void> {
@@ -411,7 +418,7 @@ function makeHandle(
     else {
       child = await openChildNode(co, key, filename, options, childFlags(flags, driver.kind, role), {
         environment,
-        protocol: driver.kind === "format" || (request.protocol ?? false) || role.metadata === true,
+        protocol: driver.kind === "format" || isProtocol(driver) || (request.protocol ?? false),
       });
     }
     return child && attachChild(co, node, child, key, role);
@@ -512,7 +519,7 @@ function checkLeftOver(driver: BlockDriver, options: Options): void {
   const [key] = options.keys();
   if (key === undefined) return;
   const message =
-    driver.kind === "protocol"
+    isProtocol(driver)
       ? `Block protocol '${driver.formatName}' doesn't support the option '${key}'`
       : `Block format '${driver.formatName}' does not support the option '${key}'`;
   throw new BlockError("EINVAL", message);

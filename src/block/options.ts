@@ -202,15 +202,3 @@ export function parseJsonFilename(filename: string): Options {
     throw new BlockError("EINVAL", "Invalid JSON object given");
   return flattenOptions(value as NestedOptions);
 }
-
-/** The reverse of `flattenOptions`, for `json:` names: dotted keys become nested objects. */
-export function nestOptions(options: Options): NestedOptions {
-  const root: Record<string, unknown> = {};
-  for (const [key, value] of options) {
-    const path = key.split(".");
-    let at = root;
-    for (const step of path.slice(0, -1)) at = (at[step] ??= Object.create(null)) as Record<string, unknown>;
-    at[path.at(-1) as string] = value;
-  }
-  return root as NestedOptions;
-}
