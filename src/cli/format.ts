@@ -65,3 +65,10 @@ export function jsonString(text: string): string {
     .replace(/\\u([0-9a-f]{4})/g, (_, code: string) => escape(code))
     .replace(/[\u007f-\uffff]/g, (char) => escape(char.charCodeAt(0).toString(16)));
 }
+
+/** The value of `--output`. */
+export function outputFormat(name: string | undefined, exitCode = 1): "human" | "json" {
+  if (name === undefined || name === "human") return "human";
+  if (name === "json") return "json";
+  throw new CommandError(["--output must be used with human or json as argument."], exitCode);
+}
