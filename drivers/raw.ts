@@ -33,8 +33,9 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
       ...(isWindow ? { data: true } : { filtered: true }),
     });
     if (node.probed && !node.readOnly) {
-      environment.warn(
-        `Image format was not specified for '${file.node.filename}' and probing guessed raw.\n` +
+      const tell = environment.message ?? environment.warn;
+      tell(
+        `WARNING: Image format was not specified for '${file.node.filename}' and probing guessed raw.\n` +
           "         Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n" +
           "         Specify the 'raw' format explicitly to remove the restrictions.",
       );

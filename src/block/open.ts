@@ -42,6 +42,8 @@ export interface OpenEnvironment {
   readonly gate: OpenGate;
   /** Gets the text of a warning, without "warning: ". */
   readonly warn: (message: string) => void;
+  /** Gets a line that qemu's tools print on stderr as it stands; without it, `warn` gets it. */
+  readonly message?: (line: string) => void;
   /** Gets a line that qemu's tools print on stdout at once: blkdebug's suspended requests. */
   readonly notice?: (line: string) => void;
 }
@@ -518,9 +520,8 @@ async function openBackingNode(
 function checkLeftOver(driver: BlockDriver, options: Options): void {
   const [key] = options.keys();
   if (key === undefined) return;
-  const message =
-    isProtocol(driver)
-      ? `Block protocol '${driver.formatName}' doesn't support the option '${key}'`
-      : `Block format '${driver.formatName}' does not support the option '${key}'`;
+  const message = isProtocol(driver)
+    ? `Block protocol '${driver.formatName}' doesn't support the option '${key}'`
+    : `Block format '${driver.formatName}' does not support the option '${key}'`;
   throw new BlockError("EINVAL", message);
 }

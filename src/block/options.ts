@@ -27,6 +27,8 @@ export interface OptionSpec {
   readonly strong?: boolean;
   /** As `create -o help` prints it. */
   readonly help?: string;
+  /** As `create` shows it where the user gave none ("65536"): the driver's own default, in text. */
+  readonly default?: string;
 }
 
 export type OptionTable = Readonly<Record<string, OptionSpec>>;
@@ -154,16 +156,15 @@ const SUFFIX_EXPONENTS: Readonly<Record<string, number>> = { b: 0, k: 1, m: 2, g
  * "range": 2^64 or more; undefined: no size.  @qemu qemu_strtosz
  */
 export function parseSize(text: string, defaultSuffix = "b"): number | undefined | "range" {
-  const match = /^\s*(0x[0-9a-f]+|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)([bkmgtpe]?)$/i.exec(text);
+  const match = /^\s*\+?(0x[0-9a-f]+|[0-9]+(?:\.[0-9]*)?)([bkmgtpe]?)$/i.exec(text);
   if (!match) return undefined;
   const number = match[1] as string;
   const suffix = (match[2] || defaultSuffix).toLowerCase();
   const isHex = /^0x/i.test(number);
-  if (isHex && match[2]) return undefined;
   const multiplier = 1024 ** (SUFFIX_EXPONENTS[suffix] as number);
   // A fraction of a byte has no meaning.
   if (multiplier === 1 && /\.[0-9]*[1-9]/.test(number)) return undefined;
-  const size = Math.floor(Number(number) * (isHex ? 1 : multiplier));
+  const size = Math.floor(Number(number) * multiplier);
   return size >= 2 ** 64 ? "range" : size;
 }
 

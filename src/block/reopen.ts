@@ -2,10 +2,11 @@
 
 import type { MainLoop } from "./aio-context.ts";
 import type { BlockChild, PermPair } from "./child.ts";
-import { type Coroutine, coWrapperMixedUnlocked } from "./coroutine.ts";
+import { type Coroutine, coWrapperMixedUnlocked, graphRdlock } from "./coroutine.ts";
 import type { ReopenAction } from "./driver.ts";
 import { BlockError } from "./errors.ts";
 import { setEdgePerm, subtreeDrainedBegin, subtreeDrainedEnd } from "./graph.ts";
+import { flush } from "./io.ts";
 import type { BlockNode } from "./node.ts";
 
 /** The nodes that share their parent's read-only state: everything but backing files. */
@@ -26,34 +27,33 @@ export async function reopenSubtree(
   const { node } = root;
   if (node.readOnly === readOnly) return;
   await subtreeDrainedBegin(caller, node);
-  const oldPerm = root.perm;
   const prepared: ReopenAction[] = [];
   try {
-    // Rights are given up before the nodes lose the ability, and taken after they have it.
-    if (readOnly) await setEdgePerm(caller, root, perm);
-    for (const each of reopenable(node)) prepared.push(await prepareReopen(caller, each, readOnly));
-    for (const action of prepared) action.commit();
-    if (!readOnly) await setEdgePerm(caller, root, perm);
+    const nodes = reopenable(node);
+    // Who goes read-only writes its caches back first, through children that can still be written.
+    if (readOnly) nodes.reverse();
+    for (const each of nodes) prepared.push(await prepareReopen(caller, each, readOnly));
+    await setEdgePerm(caller, root, perm);
   } catch (error) {
     for (const action of prepared.reverse()) action.abort();
-    if (readOnly) await setEdgePerm(caller, root, oldPerm);
     throw error;
   } finally {
     subtreeDrainedEnd(node);
   }
+  for (const action of prepared) action.commit();
 }
 
+/** After this the node shows its new state; the action makes it final or takes it back. */
 const prepareReopen = coWrapperMixedUnlocked(
   async (co: Coroutine<"none">, node: BlockNode, readOnly: boolean): Promise<ReopenAction> => {
     const oldFlags = node.flags;
     if (!readOnly && oldFlags.forceShare)
       throw new BlockError("EINVAL", "force-share=on can only be used with read-only images");
+    if (readOnly) await graphRdlock(co, (reader) => flush(reader, node));
     const action = await node.ops.reopen?.(co, readOnly);
+    node.flags = { ...oldFlags, readOnly };
     return {
-      commit: () => {
-        node.flags = { ...oldFlags, readOnly };
-        action?.commit();
-      },
+      commit: () => action?.commit(),
       abort: () => {
         node.flags = oldFlags;
         action?.abort();

@@ -98,16 +98,13 @@ async function unknownCommand(word: string, { program }: CliContext): Promise<st
 function makeContext(program: string, streams: ProgramStreams): CliContext {
   const { stderr } = streams;
   const error = (message: string) => stderr.write(`${program}: ${message}\n`);
-  const warn = (message: string) => {
-    // qemu-img prints this one past its own reporting, in capitals.
-    if (message.startsWith("Image format was not specified")) stderr.write(`WARNING: ${message}\n`);
-    else error(`warning: ${message}`);
-  };
+  const warn = (message: string) => error(`warning: ${message}`);
+  const message = (line: string) => stderr.write(`${line}\n`);
   return {
     ...streams,
     program,
     secrets: new Map<string, Secret>(),
-    environment: { gate: openGate, warn },
+    environment: { gate: openGate, warn, message },
     error,
     warn,
     report(thrown, prefix) {
