@@ -1,0 +1,80 @@
+/** The library's face: everything that `import ... from "bdrv"` gives. */
+
+import "../drivers/index.ts";
+
+export { AioContext, aioWaitWhile, MainLoop, mainContext } from "./block/aio-context.ts";
+// Using images.
+export {
+  type BackendOptions,
+  BlockBackend,
+  type RequestOptions,
+} from "./block/backend.ts";
+export type { BlockStatus, ChainStatus } from "./block/block-status.ts";
+export { blockStatus, blockStatusAbove } from "./block/block-status.ts";
+export {
+  BlockChild,
+  type ChildParent,
+  type ChildRole,
+  Perm,
+  type PermPair,
+  permNames,
+} from "./block/child.ts";
+export {
+  Coroutine,
+  coWrapper,
+  coWrapperMixed,
+  coWrapperMixedUnlocked,
+  type GraphHold,
+  graphRdlock,
+} from "./block/coroutine.ts";
+export { createFile, openCreated } from "./block/create.ts";
+// Writing drivers, and working with nodes and coroutines.
+export * from "./block/driver.ts";
+export { BlockError, type BlockErrorOptions, type Errno, errnoNumber, strerror } from "./block/errors.ts";
+export { combinePath, protocolPrefix, resolveReference } from "./block/filename.ts";
+export {
+  attachChild,
+  detach,
+  drainedBegin,
+  drainedEnd,
+  refNode,
+  replaceNode,
+  setBacking,
+  unrefNode,
+} from "./block/graph.ts";
+export type { IoVector } from "./block/iov.ts";
+export * from "./block/iov.ts";
+export * from "./block/layout.ts";
+export { getLength, refreshTotalSectors, truncate } from "./block/length.ts";
+export { BlockNode } from "./block/node.ts";
+export type { ExternalReference, OpenEnvironment, OpenGate } from "./block/open.ts";
+export { type OpeningNode, type OpenRequest, openDriver, openGate, openNode } from "./block/open.ts";
+export type { CacheMode } from "./block/open-flags.ts";
+export { DEFAULT_FLAGS, type OpenFlags } from "./block/open-flags.ts";
+export {
+  flattenOptions,
+  type NestedOptions,
+  type OptionScalar,
+  type OptionSpec,
+  type Options,
+  type OptionTable,
+  type OptionValues,
+  parseKeyValues,
+  parseSize,
+  takeOptions,
+} from "./block/options.ts";
+export * from "./block/units.ts";
+// Jobs.
+export { type ImageInfo, imageInfo } from "./jobs/info.ts";
+export { type ContentExtent, type ContentRange, type ExtentOptions, readExtents } from "./library/content.ts";
+export type { WriteOptions } from "./library/content-writer.ts";
+export * from "./library/driver-options.ts";
+export { denyAll, type OpenOptions, open } from "./library/open.ts";
+export {
+  createReadStream,
+  createWriteStream,
+  type ReadStreamOptions,
+  readable,
+  type WriteStreamOptions,
+  writable,
+} from "./library/streams.ts";

@@ -1,0 +1,101 @@
+/** `open`: an image by its name or by typed options, for users of the library. */
+
+import { fileURLToPath } from "node:url";
+import { type AioContext, mainContext } from "../block/aio-context.ts";
+import { BlockBackend } from "../block/backend.ts";
+import { BlockError } from "../block/errors.ts";
+import { type OpenEnvironment, type OpenGate, openGate } from "../block/open.ts";
+import { type CacheMode, DEFAULT_FLAGS, type OpenFlags, parseCacheMode } from "../block/open-flags.ts";
+import { flattenOptions, type NestedOptions, type Options } from "../block/options.ts";
+import type { DriverOptions } from "./driver-options.ts";
+
+export interface OpenOptions {
+  /** Name of the format; without it the format is probed, which a guest that wrote the image can steer. */
+  readonly format?: string;
+  /** Default: false. */
+  readonly writable?: boolean;
+  /** False: the backing file is left alone, and what lies in it reads as zeroes. Default: true. */
+  readonly backing?: boolean;
+  /** qemu-img's cache modes. Default: writeback. */
+  readonly cache?: CacheMode;
+  /** Whether discards reach the storage. Default: unmap, as in qemu-io. */
+  readonly discard?: "ignore" | "unmap";
+  /** Whether data that is all zeroes is written as zeroes. Default: off. */
+  readonly detectZeroes?: "off" | "on" | "unmap";
+  /** Others may have the image open, and even write to it. Only for reading. Default: false. */
+  readonly forceShare?: boolean;
+  /** Ends the wait: what was opened by then is closed again. */
+  readonly signal?: AbortSignal | undefined;
+  /** Asked for every file that the image names. Default: all are followed, as by qemu-img; see `denyAll`. */
+  readonly gate?: OpenGate;
+  /** Gets the text of a warning. Default: `process.emitWarning`. */
+  readonly onWarning?: (message: string) => void;
+  /** Where the nodes live: images of one context can share nodes. Default: the one context of the process. */
+  readonly context?: AioContext;
+}
+
+/** A gate for images from untrusted hands: refuses every file that an image names. */
+export const denyAll: OpenGate = async ({ kind, filename }) => {
+  throw new BlockError("EACCES", `The ${kind} '${filename}' that the image names must not be opened`);
+};
+
+/**
+ * Opens an image. A string is a filename as qemu-img takes it: with a protocol's prefix, or `json:{...}`; options
+ * say the same with types. Close it when done: `await using image = await open("disk.qcow2")`.
+ *
+ * Errors: BlockError, with qemu's words.
+ */
+export async function open(
+  image: string | URL | DriverOptions,
+  options: OpenOptions = {},
+): Promise<BlockBackend> {
+  const { signal } = options;
+  signal?.throwIfAborted();
+  const cache = parseCacheMode(options.cache ?? "writeback");
+  if (!cache) throw new BlockError("EINVAL", `Invalid cache option: ${options.cache}`);
+  const flags: OpenFlags = {
+    ...DEFAULT_FLAGS,
+    readOnly: !options.writable,
+    noBacking: options.backing === false,
+    forceShare: options.forceShare ?? false,
+    direct: cache.direct,
+    noFlush: cache.noFlush,
+    unmap: options.discard !== "ignore",
+    detectZeroes: options.detectZeroes ?? "off",
+  };
+  const backend = await BlockBackend.open(
+    { ...splitName(image, options.format), flags, environment: openEnvironment(options) },
+    { writethrough: cache.writethrough },
+    options.context ?? mainContext,
+  );
+  if (signal?.aborted) {
+    await backend.close();
+    throw signal.reason;
+  }
+  return backend;
+}
+
+/** The surroundings that a job or `open` gives to the block layer, from a user's choices. */
+export function openEnvironment(options: Pick<OpenOptions, "gate" | "onWarning">): OpenEnvironment {
+  return { gate: options.gate ?? openGate, warn: options.onWarning ?? emitWarning };
+}
+
+function emitWarning(message: string): void {
+  process.emitWarning(message, { type: "BlockWarning" });
+}
+
+function splitName(
+  image: string | URL | DriverOptions,
+  format: string | undefined,
+): { readonly filename: string | undefined; readonly options: Options } {
+  const isName = typeof image === "string" || image instanceof URL;
+  // Every option is a scalar or nested options; an interface just has no index signature to say so.
+  const options: Options = isName ? new Map() : flattenOptions(image as object as NestedOptions);
+  if (format !== undefined) {
+    if (options.has("driver"))
+      throw new BlockError("EINVAL", "Cannot specify both 'driver' and 'format' options");
+    options.set("driver", format);
+  }
+  if (!isName) return { filename: undefined, options };
+  return { filename: typeof image === "string" ? image : fileURLToPath(image), options };
+}

@@ -1,0 +1,41 @@
+/** What the typed options accept and refuse; checked by tsc, never run. */
+
+import { open } from "../../src/library/open.ts";
+import type { DriverOptions, OptionsOf } from "../../src/library/driver-options.ts";
+
+export const accepted: readonly DriverOptions[] = [
+  { driver: "file", filename: "a.img", locking: "off" },
+  { driver: "null-co", size: 512, "read-zeroes": true, "latency-ns": 5 },
+  { driver: "raw", offset: 512, size: 1024, file: { driver: "file", filename: "a.img" } },
+  { driver: "raw", file: "a-node", "node-name": "top", "read-only": true, cache: { direct: true } },
+  { driver: "raw", file: { filename: "a.img" }, discard: "unmap", "detect-zeroes": "unmap" },
+  { driver: "compress", file: { driver: "raw", file: { driver: "null-co" } } },
+  { file: { driver: "file", filename: "a.img" } },
+];
+
+export const window: OptionsOf<"raw"> = { driver: "raw", offset: 512, file: "a-node" };
+
+export function refused(): readonly Promise<unknown>[] {
+  return [
+    // @ts-expect-error: no such driver
+    open({ driver: "qcow9", file: "a-node" }),
+    // @ts-expect-error: raw has no such option
+    open({ driver: "raw", ofset: 512, file: "a-node" }),
+    // @ts-expect-error: a size is a number
+    open({ driver: "raw", offset: "big", file: "a-node" }),
+    // @ts-expect-error: a format stands on a file
+    open({ driver: "raw", offset: 512 }),
+    // @ts-expect-error: raw has no backing file
+    open({ driver: "raw", file: "a-node", backing: null }),
+    // @ts-expect-error: a protocol has no children
+    open({ driver: "null-co", file: "a-node" }),
+    // @ts-expect-error: the wrong option stands deep in the graph
+    open({ driver: "compress", file: { driver: "raw", file: { driver: "file", fillename: "a.img" } } }),
+    // @ts-expect-error: a node option with a value that it does not have
+    open({ driver: "raw", file: "a-node", discard: "maybe" }),
+    // @ts-expect-error: no such cache mode
+    open("a.img", { cache: "fast" }),
+    // @ts-expect-error: no such option of open
+    open("a.img", { readonly: true }),
+  ];
+}
