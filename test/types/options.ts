@@ -1,7 +1,7 @@
 /** What the typed options accept and refuse; checked by tsc, never run. */
 
-import { open } from "../../src/library/open.ts";
 import type { DriverOptions, OptionsOf } from "../../src/library/driver-options.ts";
+import { open } from "../../src/library/open.ts";
 
 export const accepted: readonly DriverOptions[] = [
   { driver: "file", filename: "a.img", locking: "off" },
