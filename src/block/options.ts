@@ -168,19 +168,24 @@ export function parseSize(text: string, defaultSuffix = "b"): number | undefined
   return size >= 2 ** 64 ? "range" : size;
 }
 
-/** Splits "a=b,c=d,,e": a doubled comma stands for one. A key alone is `on`, with "no" before it `off`.  @qemu QemuOpts */
+/** Splits "a=b,c=d,,e": a doubled comma stands for one. A key alone is `on`, with "no" before it `off`. Keys are not checked here, "" neither.  @qemu QemuOpts */
 export function parseKeyValues(text: string, impliedKey?: string): Options {
   const options: Options = new Map();
-  if (text === "") return options;
-  const parts = text.replaceAll(",,", "\0").split(",");
-  for (const [index, raw] of parts.entries()) {
-    const part = raw.replaceAll("\0", ",");
-    const equals = part.indexOf("=");
-    if (equals > 0) options.set(part.slice(0, equals), part.slice(equals + 1));
-    else if (index === 0 && impliedKey) options.set(impliedKey, part);
-    else if (equals === 0 || part === "") throw new BlockError("EINVAL", `Invalid parameter '${part}'`);
-    else if (part.startsWith("no")) options.set(part.slice(2), "off");
-    else options.set(part, "on");
+  let rest = text;
+  while (rest !== "") {
+    const isImplied = impliedKey !== undefined && rest === text && /^[^=]*(,|$)/.test(rest);
+    // Only in a value is a doubled comma one; a key ends at the first.
+    const name = isImplied ? "" : (/^[^=,]*/.exec(rest)?.[0] ?? "");
+    const hasValue = isImplied || rest[name.length] === "=";
+    const raw = hasValue
+      ? (/^(?:[^,]|,,)*/.exec(rest.slice(isImplied ? 0 : name.length + 1))?.[0] ?? "")
+      : "";
+    const value = raw.replaceAll(",,", ",");
+    if (isImplied) options.set(impliedKey, value);
+    else if (hasValue) options.set(name, value);
+    else if (name.startsWith("no")) options.set(name.slice(2), "off");
+    else options.set(name, "on");
+    rest = rest.slice(isImplied ? raw.length + 1 : name.length + (hasValue ? raw.length + 2 : 1));
   }
   return options;
 }

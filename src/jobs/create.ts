@@ -15,6 +15,7 @@ import {
   type OptionTable,
   takeOptions,
 } from "../block/options.ts";
+import { MAX_LENGTH } from "../block/units.ts";
 
 export interface CreateImageRequest {
   readonly filename: string;
@@ -81,6 +82,8 @@ export async function createImage(request: CreateImageRequest): Promise<void> {
   request.announce?.(`Formatting '${filename}', fmt=${format}${describeOptions(table, options)}`);
   const hasClusters = table["cluster_size"] !== undefined;
   try {
+    // Refused before the file that is there is emptied.
+    if (sizeOf(options) > MAX_LENGTH) throw new BlockError("EFBIG");
     await mainContext.run((main) => create(main, driver, filename, options, environment));
   } catch (error) {
     if (!(error instanceof BlockError) || error.errno !== "EFBIG") throw error;
@@ -91,6 +94,10 @@ export async function createImage(request: CreateImageRequest): Promise<void> {
   }
 }
 
+function sizeOf(options: Options): number {
+  return takeOptions({ size: { type: "size" } } as const, new Map(options)).size ?? 0;
+}
+
 const create = coWrapper(
   async (co, driver: BlockDriver, filename: string, options: Options, environment: OpenEnvironment) => {
     const protocolOptions = new Map(options);
@@ -99,11 +106,11 @@ const create = coWrapper(
   },
 );
 
-/** An option that nobody has, or whose value is of the wrong type, is refused before anything is done. */
+/** An option that nobody has, or whose value is of the wrong type, is refused at once; what it means is the driver's. */
 function checkOption(table: OptionTable, key: string, value: OptionScalar): void {
   const spec = table[key];
   if (!spec) throw new BlockError("EINVAL", `Invalid parameter '${key}'`);
-  takeOptions({ [key]: spec }, new Map([[key, value]]));
+  takeOptions({ [key]: { type: spec.type } }, new Map([[key, value]]));
 }
 
 /** `backingFile` and `backingFormat` go before the options of the same meaning. */

@@ -1,0 +1,111 @@
+/**
+ * Runs one command line with qemu-img and with ours, each in its own copy of the same directory, and compares what
+ * both print, their exit codes and the files they leave.
+ */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import fs from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import "../../drivers/index.ts";
+import { MemoryOutput } from "../../src/cli/output.ts";
+import { main } from "../../src/cli/program.ts";
+
+export interface RunResult {
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly exitCode: number;
+}
+
+export interface CompareOptions {
+  /** Changes text that differs on purpose, in both outputs, before they are compared. */
+  readonly normalise?: (text: string) => string;
+}
+
+/** Why the tests that compare with QEMU's tools can't run; undefined: they can. */
+export const missingTool: string | undefined =
+  spawnSync("qemu-img", ["--version"]).status === 0 ? undefined : "qemu-img is not installed";
+
+/** Runs our command in this process, as qemu-img, in `directory`. */
+export async function runOurs(
+  args: readonly string[],
+  directory: string,
+  tool = "qemu-img",
+): Promise<RunResult> {
+  const stdout = new MemoryOutput();
+  const stderr = new MemoryOutput();
+  const before = process.cwd();
+  process.chdir(directory);
+  try {
+    const exitCode = await main([tool, ...args], {
+      stdout,
+      stderr,
+      stdin: () => process.stdin,
+      signal: new AbortController().signal,
+    });
+    return { stdout: stdout.text, stderr: stderr.text, exitCode };
+  } finally {
+    process.chdir(before);
+  }
+}
+
+export function runTheirs(args: readonly string[], directory: string): RunResult {
+  const { stdout, stderr, status } = spawnSync("qemu-img", args, { cwd: directory, encoding: "utf8" });
+  return { stdout, stderr, exitCode: status ?? -1 };
+}
+
+/** A directory of images, filled once; each run gets fresh copies of it. */
+export class Fixture {
+  readonly #root = fs.mkdtempSync(path.join(os.tmpdir(), "bdrv-cli-"));
+  readonly #pristine = path.join(this.#root, "pristine");
+  #runs = 0;
+
+  constructor(fill: (directory: string) => void) {
+    fs.mkdirSync(this.#pristine);
+    fill(this.#pristine);
+  }
+
+  /** A copy that may be written to; holes stay holes. */
+  copy(): string {
+    const copy = path.join(this.#root, `run-${this.#runs++}`);
+    const { status, stderr } = spawnSync("cp", ["-a", "--sparse=always", this.#pristine, copy]);
+    assert.equal(status, 0, String(stderr));
+    return copy;
+  }
+
+  /** Fails where the two tools differ. */
+  async same(args: readonly string[], { normalise = (text) => text }: CompareOptions = {}): Promise<void> {
+    const theirsIn = this.copy();
+    const oursIn = this.copy();
+    const theirs = runTheirs(args, theirsIn);
+    const ours = await runOurs(args, oursIn);
+    const tidy = ({ stdout, stderr, exitCode }: RunResult) => ({
+      stdout: normalise(stdout),
+      stderr: normalise(stderr),
+      exitCode,
+    });
+    assert.deepEqual(tidy(ours), tidy(theirs), `qemu-img ${args.join(" ")}`);
+    assert.deepEqual(listing(oursIn), listing(theirsIn), `files left by qemu-img ${args.join(" ")}`);
+    for (const directory of [theirsIn, oursIn]) fs.rmSync(directory, { recursive: true });
+  }
+
+  remove(): void {
+    fs.rmSync(this.#root, { recursive: true, force: true });
+  }
+}
+
+/** Names and lengths: what is in the files is for the tests of jobs and drivers to compare. */
+function listing(directory: string): readonly string[] {
+  return fs
+    .readdirSync(directory, { recursive: true, encoding: "utf8" })
+    .map((name) => `${name} ${fs.statSync(path.join(directory, name)).size}`)
+    .sort();
+}
+
+/** Splits a command line at spaces; '' and "" hold words together. */
+export function words(line: string): string[] {
+  return [...line.matchAll(/(?:[^\s'"]|'[^']*'|"[^"]*")+/g)].map(([word]) =>
+    word.replace(/'([^']*)'|"([^"]*)"/g, (_, single?: string, double?: string) => single ?? double ?? ""),
+  );
+}
