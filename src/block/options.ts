@@ -160,7 +160,6 @@ export function parseSize(text: string, defaultSuffix = "b"): number | undefined
   if (!match) return undefined;
   const number = match[1] as string;
   const suffix = (match[2] || defaultSuffix).toLowerCase();
-  const isHex = /^0x/i.test(number);
   const multiplier = 1024 ** (SUFFIX_EXPONENTS[suffix] as number);
   // A fraction of a byte has no meaning.
   if (multiplier === 1 && /\.[0-9]*[1-9]/.test(number)) return undefined;
