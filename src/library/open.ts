@@ -1,7 +1,7 @@
 /** `open`: an image by its name or by typed options, for users of the library. */
 
 import { fileURLToPath } from "node:url";
-import { type AioContext, mainContext } from "../block/aio-context.ts";
+import { AioContext } from "../block/aio-context.ts";
 import { BlockBackend } from "../block/backend.ts";
 import { BlockError } from "../block/errors.ts";
 import { type OpenEnvironment, type OpenGate, openGate } from "../block/open.ts";
@@ -30,7 +30,7 @@ export interface OpenOptions {
   readonly gate?: OpenGate;
   /** Gets the text of a warning. Default: `process.emitWarning`. */
   readonly onWarning?: (message: string) => void;
-  /** Where the nodes live: images of one context can share nodes. Default: the one context of the process. */
+  /** Where the nodes live: images of one context can use each other's nodes by name. Default: a new one. */
   readonly context?: AioContext;
 }
 
@@ -66,7 +66,7 @@ export async function open(
   const backend = await BlockBackend.open(
     { ...splitName(image, options.format), flags, environment: openEnvironment(options) },
     { writethrough: cache.writethrough },
-    options.context ?? mainContext,
+    options.context ?? new AioContext("image"),
   );
   if (signal?.aborted) {
     await backend.close();
