@@ -40,6 +40,7 @@ export class GraphLock {
   /** @qemu bdrv_graph_co_rdlock */
   async enter(signal?: AbortSignal): Promise<void> {
     if (this.tryEnter()) return;
+    signal?.throwIfAborted();
     await this.#wait(false, signal);
   }
 
