@@ -10,13 +10,30 @@ import { spawnSync } from "node:child_process";
 import fs from "node:fs";
 
 const LOCKFILE = "package-lock.json";
-const SYSTEMS = ["aix", "android", "darwin", "freebsd", "linux", "netbsd", "openbsd", "openharmony", "sunos", "win32"];
+const SYSTEMS = [
+  "aix",
+  "android",
+  "darwin",
+  "freebsd",
+  "linux",
+  "netbsd",
+  "openbsd",
+  "openharmony",
+  "sunos",
+  "win32",
+];
 const PROCESSORS = ["arm64", "arm", "ia32", "loong64", "mips64el", "ppc64", "riscv64", "s390x", "x64"];
 
 // A lock file without these entries is no start: npm would keep it as it is.
 const before = fs.readFileSync(LOCKFILE, "utf8");
 fs.rmSync(LOCKFILE);
-const args = ["install", "--package-lock-only", "--omit-lockfile-registry-resolved", "--no-audit", "--no-fund"];
+const args = [
+  "install",
+  "--package-lock-only",
+  "--omit-lockfile-registry-resolved",
+  "--no-audit",
+  "--no-fund",
+];
 const npm = spawnSync("npm", args, { stdio: "inherit" });
 if (npm.status !== 0) {
   fs.writeFileSync(LOCKFILE, before);
