@@ -112,6 +112,7 @@ export const SnapshotExtra = layout("big", { vmStateSizeLarge: u64, diskSize: u6
 
 export type HeaderV2Record = Infer<typeof HeaderV2>;
 export type HeaderV3Record = Infer<typeof HeaderV3>;
+export type BitmapsRecord = Infer<typeof BitmapsExtension>;
 
 /** Largest tables that are accepted.  @qemu QCOW_MAX_L1_SIZE, QCOW_MAX_REFTABLE_SIZE, QCOW_MAX_SNAPSHOTS */
 export const MAX_L1_BYTES = 32 * 1024 * 1024;
@@ -122,3 +123,6 @@ export const MAX_SNAPSHOT_TABLE_BYTES = 1024 * MAX_SNAPSHOTS;
 export const MIN_CLUSTER_BITS = 9;
 export const MAX_CLUSTER_BITS = 21;
 export const MAX_BACKING_NAME_BYTES = 1023;
+/** @qemu QCOW2_MAX_BITMAPS, QCOW2_MAX_BITMAP_DIRECTORY_SIZE */
+export const MAX_BITMAPS = 65535;
+export const MAX_BITMAP_DIRECTORY_BYTES = 1024 * MAX_BITMAPS;
