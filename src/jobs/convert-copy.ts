@@ -1,0 +1,309 @@
+/**
+ * Copies the guest content of open backends into another: by extents, zeroes kept, reads and writes overlapping
+ * within bounds, writes issued in guest order.  @qemu qemu-img.c: convert_do_copy
+ */
+
+import type { BlockBackend } from "../block/backend.ts";
+import { BlockError, strerror, toBlockError } from "../block/errors.ts";
+import type { BlockNode } from "../block/node.ts";
+import { alignDown, KiB, MiB, SECTOR_SIZE } from "../block/units.ts";
+import { CopyPlan, type Piece, type PlanOptions, QEMU_PIECE_BYTES, SourceList } from "./convert-plan.ts";
+import { Breather, Limiter, Throttle, Turnstile } from "./convert-queue.ts";
+import { findRuns, type Run, type SparseRule, sparseRule } from "./convert-zeroes.ts";
+
+/** How an image is copied. */
+export interface CopyOptions {
+  /** Runs of zeroes of so many bytes within data become holes: 0 to 16 MiB, a multiple of 512; 4 KiB unless told. 0: everything is written. */
+  readonly sparseBytes?: number | undefined;
+  /** Clusters are written compressed. */
+  readonly compress?: boolean | undefined;
+  /** The target reads as zeroes where nothing is written; unless told, nothing is taken for granted. */
+  readonly targetIsZero?: boolean | undefined;
+  /** What the source leaves to its backing file is left to the target's, which must read the same.  @qemu -B */
+  readonly keepBacking?: boolean | undefined;
+  /** Pieces of up to 1 MiB that are under way at once (compressing: clusters); 1 to 16. */
+  readonly parallel?: number | undefined;
+  /** Writes need not be issued in guest order. */
+  readonly outOfOrder?: boolean | undefined;
+  /** Bytes written a second, at most. */
+  readonly bytesPerSecond?: number | undefined;
+  /** What can't be read is zeroes in the target, with a warning for each sector. */
+  readonly salvage?: boolean | undefined;
+  readonly onWarning?: ((message: string) => void) | undefined;
+  /** Called with bytes done of the bytes that must be read or written; costs a look at all block status first. */
+  readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Largest value of `sparseBytes`.  @qemu MAX_BUF_SECTORS */
+export const MAX_SPARSE_BYTES = 16 * MiB;
+export const MAX_PARALLEL = 16;
+
+const DEFAULT_SPARSE_BYTES = 4 * KiB;
+/** Four keep two cores busy; more only wait for each other (PERFORMANCE.md). */
+const DEFAULT_PARALLEL = 4;
+/** Small writes of one worker's piece that may be under way at once. */
+const WRITES_PER_PIECE = 4;
+
+/**
+ * Makes `target` read as `sources` read, one behind the other. The target must be at least as long as all of them;
+ * what it has behind their end stays. Ends when all writes have ended; the caller flushes or closes the target.
+ * A BlockError names the guest offset in qemu-img's words; an abort throws the signal's reason.
+ */
+export async function copyImages(
+  sources: readonly BlockBackend[],
+  target: BlockBackend,
+  options: CopyOptions = {},
+): Promise<void> {
+  const source = await SourceList.of(sources);
+  const targetBytes = await target.getLength();
+  if (targetBytes < source.length) throw new BlockError("EINVAL", "output file is smaller than input file");
+  if (options.compress && !target.node.canCompress)
+    throw new BlockError("ENOTSUP", "Compression not supported for this file format");
+  await new Copier(source, target, await rulesFor(target, options), options).run();
+}
+
+/** Whether a node that has just been created reads as zeroes.  @qemu bdrv_has_zero_init */
+export function hasZeroInit(node: BlockNode): boolean {
+  if (node.cow) return false;
+  if (node.ops.hasZeroInit) return node.ops.hasZeroInit();
+  return node.filtered ? hasZeroInit(node.filtered.node) : false;
+}
+
+/** What follows from the options and the target. */
+interface Rules {
+  readonly alignmentBytes: number;
+  readonly pieceBytes: number;
+  readonly sparse: SparseRule;
+  readonly targetBackingBytes: number | undefined;
+  readonly parallel: number;
+}
+
+async function rulesFor(target: BlockBackend, options: CopyOptions): Promise<Rules> {
+  const { compress = false, keepBacking = false, sparseBytes = DEFAULT_SPARSE_BYTES } = options;
+  const { clusterBytes, backingBytes } = await target.run(async (co) => ({
+    clusterBytes: (await target.node.ops.getInfo?.(co))?.clusterSize ?? 0,
+    backingBytes: await baseNode(target.node).cow?.node.getLength(co),
+  }));
+  // A filter that compresses tells its cluster as its alignment.
+  const alignmentBytes = Math.max(target.node.limits.requestAlignment, compress ? clusterBytes : 1);
+  const basicPiece = sparseBytes > MiB ? QEMU_PIECE_BYTES : MiB;
+  return {
+    alignmentBytes,
+    pieceBytes: Math.max(basicPiece, alignmentBytes),
+    // A cluster is compressed as a whole, so smaller zeroes gain nothing, and larger ones are not waited for.
+    sparse: compress
+      ? sparseRule(Math.min(sparseBytes, alignmentBytes), alignmentBytes)
+      : sparseRule(Math.min(sparseBytes, basicPiece), alignmentBytes),
+    targetBackingBytes: keepBacking ? (backingBytes ?? 0) : undefined,
+    parallel: Math.min(options.parallel ?? DEFAULT_PARALLEL, MAX_PARALLEL),
+  };
+}
+
+function baseNode(node: BlockNode): BlockNode {
+  let layer = node;
+  while (layer.filtered) layer = layer.filtered.node;
+  return layer;
+}
+
+/** One copy under way. */
+class Copier {
+  readonly #source: SourceList;
+  readonly #target: BlockBackend;
+  readonly #rules: Rules;
+  readonly #options: CopyOptions;
+  readonly #plan: CopyPlan;
+  readonly #turns = new Turnstile();
+  readonly #writes: Limiter;
+  readonly #throttle: Throttle | undefined;
+  readonly #breather: Breather;
+  /** The end of the queue of those who want the plan's next piece. */
+  #planned: Promise<unknown> = Promise.resolve();
+  #failed = false;
+  #failure: unknown;
+  #doneBytes = 0;
+  #totalBytes = 0;
+
+  constructor(source: SourceList, target: BlockBackend, rules: Rules, options: CopyOptions) {
+    this.#source = source;
+    this.#target = target;
+    this.#rules = rules;
+    this.#options = options;
+    const { compress = false, bytesPerSecond, signal } = options;
+    this.#breather = new Breather(signal);
+    this.#plan = new CopyPlan(source, this.#planOptions());
+    this.#writes = new Limiter(compress ? rules.parallel : rules.parallel * WRITES_PER_PIECE);
+    if (bytesPerSecond) this.#throttle = new Throttle(bytesPerSecond);
+  }
+
+  #planOptions(): PlanOptions {
+    const { alignmentBytes, pieceBytes, targetBackingBytes } = this.#rules;
+    const { sparseBytes, targetIsZero = false, keepBacking = false, salvage = false } = this.#options;
+    return {
+      alignmentBytes,
+      pieceBytes,
+      zeroIsData: sparseBytes === 0,
+      skipZeroes: targetIsZero && !keepBacking,
+      targetBackingBytes,
+      salvage,
+      warn: (message) => this.#options.onWarning?.(message),
+      signal: this.#options.signal,
+      breather: this.#breather,
+    };
+  }
+
+  async run(): Promise<void> {
+    const { onProgress, salvage } = this.#options;
+    // A salvage warns of what it finds before and again while it copies, as qemu-img does.
+    if (onProgress || salvage) this.#totalBytes = await this.#plan.total();
+    const { parallel } = this.#rules;
+    await Promise.all(Array.from({ length: parallel }, () => this.#work()));
+    if (this.#failed) throw this.#failure;
+  }
+
+  /** Takes piece after piece until there are none, or somebody has failed. Never rejects. */
+  async #work(): Promise<void> {
+    let buffer: Uint8Array | undefined;
+    try {
+      for (let piece = await this.#take(); piece && !this.#failed; piece = await this.#take()) {
+        let data: Uint8Array | undefined;
+        if (piece.kind === "data") {
+          buffer ??= Buffer.allocUnsafeSlow(Math.min(this.#rules.pieceBytes, this.#source.length));
+          data = buffer.subarray(0, piece.bytes);
+          await this.#read(piece, data);
+        }
+        await this.#write(piece, data);
+        this.#progress(piece.bytes);
+      }
+    } catch (error) {
+      if (!this.#failed) this.#failure = error;
+      this.#failed = true;
+      this.#turns.open();
+    }
+  }
+
+  #take(): Promise<Piece | undefined> {
+    const taken = this.#planned.then(() => this.#plan.next());
+    // Whoever is behind must not fail for an error that is not its own: it sees that somebody has failed.
+    this.#planned = taken.catch(() => {});
+    return taken;
+  }
+
+  #progress(bytes: number): void {
+    this.#doneBytes += bytes;
+    this.#options.onProgress?.(this.#doneBytes, this.#totalBytes);
+  }
+
+  async #read(piece: Piece, data: Uint8Array): Promise<void> {
+    const { signal, salvage } = this.#options;
+    try {
+      await this.#source.readInto(piece.offset, data, signal);
+    } catch (error) {
+      const { errno } = toBlockError(error);
+      if (!salvage) throw atByte("reading", piece.reportOffset, errno, error);
+      await this.#salvage(piece.offset, data);
+    }
+  }
+
+  /** Reads halves of what can't be read at once, down to single sectors; those that can't be read are zeroes. */
+  async #salvage(offset: number, data: Uint8Array): Promise<void> {
+    await this.#breather.breathe();
+    const { signal, onWarning } = this.#options;
+    if (data.length > SECTOR_SIZE) {
+      const middle = Math.max(alignDown(data.length / 2, SECTOR_SIZE), SECTOR_SIZE);
+      for (const [from, to] of [
+        [0, middle],
+        [middle, data.length],
+      ] as const) {
+        const half = data.subarray(from, to);
+        try {
+          await this.#source.readInto(offset + from, half, signal);
+        } catch (error) {
+          toBlockError(error);
+          await this.#salvage(offset + from, half);
+        }
+      }
+      return;
+    }
+    try {
+      await this.#source.readInto(offset, data, signal);
+    } catch (error) {
+      onWarning?.(`error while reading offset ${offset}: ${strerror(toBlockError(error).errno)}`);
+      data.fill(0);
+    }
+  }
+
+  /** Issues the writes of a piece when those of all pieces before it have been issued, and waits for their end. */
+  async #write(piece: Piece, data: Uint8Array | undefined): Promise<void> {
+    const { outOfOrder = false } = this.#options;
+    if (!outOfOrder) await this.#turns.enter(piece.index);
+    const ends: Promise<void>[] = [];
+    try {
+      if (data) {
+        for (const run of this.#runs(piece, data)) await this.#issueRun(piece, data, run, ends);
+      } else {
+        await this.#issue(piece.bytes, ends, () => this.#writeZeroes(piece.offset, piece.bytes));
+      }
+      if (!outOfOrder) this.#turns.leave(piece.index);
+    } finally {
+      await this.#settle(piece, ends);
+    }
+  }
+
+  /** All writes must have ended before the buffer is used again, or the target is closed. */
+  async #settle(piece: Piece, ends: readonly Promise<void>[]): Promise<void> {
+    const failed = (await Promise.allSettled(ends)).find((end) => end.status === "rejected");
+    if (!failed) return;
+    throw atByte("writing", piece.reportOffset, toBlockError(failed.reason).errno, failed.reason);
+  }
+
+  #runs(piece: Piece, data: Uint8Array): readonly Run[] {
+    return findRuns(data, piece.offset, this.#rules.sparse);
+  }
+
+  async #issueRun(piece: Piece, data: Uint8Array, run: Run, ends: Promise<void>[]): Promise<void> {
+    const { start, end, zero } = run;
+    const { compress = false, targetIsZero = false, keepBacking = false } = this.#options;
+    const offset = piece.offset + start;
+    if (zero) {
+      if (targetIsZero && !keepBacking) return;
+      await this.#issue(end - start, ends, () => this.#writeZeroes(offset, end - start));
+      return;
+    }
+    if (!compress) {
+      await this.#issue(end - start, ends, () => this.#writeData(offset, data.subarray(start, end), false));
+      return;
+    }
+    const { alignmentBytes } = this.#rules;
+    for (let from = start; from < end; from += alignmentBytes) {
+      const cluster = data.subarray(from, Math.min(from + alignmentBytes, end));
+      await this.#issue(cluster.length, ends, () => this.#writeData(piece.offset + from, cluster, true));
+    }
+  }
+
+  /** Starts a write when there is room for it. */
+  async #issue(bytes: number, ends: Promise<void>[], write: () => Promise<void>): Promise<void> {
+    if (this.#throttle) await this.#throttle.pass(bytes, this.#options.signal);
+    await this.#writes.acquire();
+    const end = write().finally(() => this.#writes.release());
+    // It is awaited with all others; until then its failure must not count as unhandled.
+    end.catch(() => {});
+    ends.push(end);
+  }
+
+  #writeData(offset: number, data: Uint8Array, compressed: boolean): Promise<void> {
+    return this.#target.write(offset, data, { compressed, signal: this.#options.signal });
+  }
+
+  #writeZeroes(offset: number, bytes: number): Promise<void> {
+    return this.#target.writeZeroes(offset, bytes, { mayUnmap: true, signal: this.#options.signal });
+  }
+}
+
+/** @qemu "error while writing at byte %lld: %s" */
+function atByte(doing: "reading" | "writing", offset: number, errno: BlockError["errno"], cause: unknown) {
+  return new BlockError(errno, `error while ${doing} at byte ${offset}: ${strerror(errno)}`, {
+    cause,
+    offset,
+  });
+}

@@ -1,0 +1,253 @@
+/**
+ * What is to be copied: the sources laid end to end, and the pieces that their block status makes of them.
+ * @qemu convert_iteration_sectors
+ */
+
+import type { BlockBackend } from "../block/backend.ts";
+import { blockStatusAbove } from "../block/block-status.ts";
+import { BlockError, strerror, toBlockError } from "../block/errors.ts";
+import type { BlockNode } from "../block/node.ts";
+import { alignDown, alignUp, MiB, SECTOR_SIZE } from "../block/units.ts";
+import type { Breather } from "./convert-queue.ts";
+
+/** `inherited`: the source leaves it to its backing file, and so may the target. */
+export type PieceKind = "data" | "zero" | "inherited";
+
+interface Extent {
+  readonly kind: PieceKind;
+  readonly start: number;
+  end: number;
+}
+
+/** A part of the guest's bytes that one worker copies. */
+export interface Piece {
+  readonly kind: PieceKind;
+  readonly offset: number;
+  readonly bytes: number;
+  /** The offset that an error names: qemu-img copies up to 2 MiB at once, from the start of an extent. */
+  readonly reportOffset: number;
+  /** Counts the pieces that are handed out. */
+  readonly index: number;
+}
+
+/** The largest buffer of qemu-img's convert.  @qemu IO_BUF_SIZE */
+export const QEMU_PIECE_BYTES = 2 * MiB;
+
+/** Zero writes are cut so that progress shows and an abort is heard. */
+const MAX_ZERO_PIECE = 256 * MiB;
+
+/** One source, and which of the joined bytes it has. */
+interface SourcePart {
+  readonly backend: BlockBackend;
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Several images that are read as one. */
+export class SourceList {
+  readonly length: number;
+  readonly #parts: readonly SourcePart[];
+
+  private constructor(parts: readonly SourcePart[]) {
+    this.#parts = parts;
+    this.length = parts.at(-1)?.end ?? 0;
+  }
+
+  static async of(backends: readonly BlockBackend[]): Promise<SourceList> {
+    const parts = [];
+    let start = 0;
+    for (const backend of backends) {
+      const end = start + (await backend.getLength());
+      parts.push({ backend, start, end });
+      start = end;
+    }
+    return new SourceList(parts);
+  }
+
+  /** Fills `buffer` with the guest's bytes from `offset`, from as many sources as it takes. */
+  async readInto(offset: number, buffer: Uint8Array, signal: AbortSignal | undefined): Promise<void> {
+    const stop = offset + buffer.length;
+    for (const { backend, start, end } of this.#parts) {
+      if (end <= offset || start >= stop) continue;
+      const from = Math.max(start, offset);
+      const part = buffer.subarray(from - offset, Math.min(end, stop) - offset);
+      await backend.readInto(from - start, part, { signal });
+    }
+  }
+
+  /** What holds from `offset` on, for at most `bytes`. `topOnly`: the first layer alone decides what is inherited. */
+  async status(
+    offset: number,
+    bytes: number,
+    topOnly: boolean,
+    signal: AbortSignal | undefined,
+  ): Promise<{ readonly bytes: number; readonly zero: boolean; readonly data: boolean }> {
+    const part = this.#parts.find(({ end }) => offset < end);
+    if (!part) throw new RangeError(`offset ${offset} is past the end of the sources`);
+    const { backend, start, end } = part;
+    const asked = Math.min(bytes, end - offset);
+    return backend.run((co) => {
+      const base = topOnly ? backingOf(backend.node) : undefined;
+      return blockStatusAbove(co, backend.node, base, true, offset - start, asked);
+    }, signal);
+  }
+}
+
+/** The backing file of the first node under `node`'s filters. */
+function backingOf(node: BlockNode): BlockNode | undefined {
+  let layer = node;
+  while (layer.filtered) layer = layer.filtered.node;
+  return layer.cow?.node;
+}
+
+export interface PlanOptions {
+  /** Pieces of data start and end on multiples of this, but for the end of all: the target's cluster, to compress. */
+  readonly alignmentBytes: number;
+  /** At most so much data in a piece; a multiple of the alignment. */
+  readonly pieceBytes: number;
+  /** Zeroes are copied like data: the target is to be allocated in full. */
+  readonly zeroIsData: boolean;
+  /** Nothing need be done for zeroes. */
+  readonly skipZeroes: boolean;
+  /** The target has the backing file that the source has, of this length in bytes. */
+  readonly targetBackingBytes: number | undefined;
+  /** Goes on after a failed block status: such a range is copied as data. */
+  readonly salvage: boolean;
+  readonly warn: (message: string) => void;
+  readonly signal: AbortSignal | undefined;
+  readonly breather: Breather;
+}
+
+/** Hands out the pieces in guest order. The calls of `next` must not overlap. */
+export class CopyPlan {
+  readonly #source: SourceList;
+  readonly #options: PlanOptions;
+  /** How far the sources have been asked. */
+  #position = 0;
+  /** Asked, not handed out. */
+  #ahead: Extent | undefined;
+  /** Rest of the extent that pieces are cut from. */
+  #current: Extent | undefined;
+  /** Where the pieces are that an error is to name. */
+  #reportStart = 0;
+  #index = 0;
+
+  constructor(source: SourceList, options: PlanOptions) {
+    this.#source = source;
+    this.#options = options;
+  }
+
+  /** Bytes in all pieces that will be handed out: the plan is made once, and thrown away. */
+  async total(): Promise<number> {
+    const dry = new CopyPlan(this.#source, this.#options);
+    let total = 0;
+    for (let piece = await dry.next(); piece; piece = await dry.next()) total += piece.bytes;
+    return total;
+  }
+
+  /** The next piece that must be written; undefined: no more. */
+  async next(): Promise<Piece | undefined> {
+    for (;;) {
+      const { kind, start, end } = (this.#current ??= await this.#nextJoined()) ?? {};
+      if (kind === undefined || start === undefined || end === undefined) return undefined;
+      if (kind === "inherited" || (kind === "zero" && this.#options.skipZeroes)) {
+        this.#current = undefined;
+        continue;
+      }
+      const { pieceBytes } = this.#options;
+      const limit = kind === "data" ? alignDown(start, pieceBytes) + pieceBytes : start + MAX_ZERO_PIECE;
+      const stop = Math.min(end, limit);
+      this.#current = stop < end ? { kind, start: stop, end } : undefined;
+      const reportOffset = start - ((start - this.#reportStart) % QEMU_PIECE_BYTES);
+      return { kind, offset: start, bytes: stop - start, reportOffset, index: this.#index++ };
+    }
+  }
+
+  /** The next extent, joined with those of its kind behind it: far enough that a piece of data may be full. */
+  async #nextJoined(): Promise<Extent | undefined> {
+    const extent = this.#ahead ?? (await this.#nextExtent());
+    this.#ahead = undefined;
+    if (!extent) return undefined;
+    const enough = this.#options.pieceBytes * 2;
+    while (extent.kind !== "data" || extent.end - extent.start < enough) {
+      const behind = await this.#nextExtent();
+      if (!behind) break;
+      if (behind.kind !== extent.kind) {
+        this.#ahead = behind;
+        break;
+      }
+      extent.end = behind.end;
+      if (this.#isDone(extent)) break;
+    }
+    this.#reportStart = extent.start;
+    return extent;
+  }
+
+  /** A zero write has a largest size too; what is skipped goes on to its end. */
+  #isDone({ kind, start, end }: Extent): boolean {
+    return kind === "zero" && !this.#options.skipZeroes && end - start >= MAX_ZERO_PIECE;
+  }
+
+  /** An extent on the target's alignment: a unit that is not of one kind is data. */
+  async #nextExtent(): Promise<Extent | undefined> {
+    const { alignmentBytes } = this.#options;
+    const { length } = this.#source;
+    const start = this.#position;
+    if (start >= length) return undefined;
+    let { kind, end } = await this.#ask(start);
+    if (alignmentBytes > 1 && end < length && end % alignmentBytes !== 0) {
+      if (kind !== "data" && end - start > alignmentBytes) end = alignDown(end, alignmentBytes);
+      else {
+        kind = await this.#kindOfUnit(kind, end, Math.min(alignUp(end, alignmentBytes), length));
+        end = Math.min(alignUp(end, alignmentBytes), length);
+      }
+    }
+    this.#position = end;
+    return { kind, start, end };
+  }
+
+  /** What a unit is that begins as `kind` up to `at`. */
+  async #kindOfUnit(kind: PieceKind, at: number, end: number): Promise<PieceKind> {
+    for (let from = at; kind !== "data" && from < end; ) {
+      const next = await this.#ask(from);
+      if (next.kind !== kind) return "data";
+      from = next.end;
+    }
+    return kind;
+  }
+
+  async #ask(offset: number): Promise<{ readonly kind: PieceKind; readonly end: number }> {
+    const { targetBackingBytes, zeroIsData, breather } = this.#options;
+    await breather.breathe();
+    const hasBacking = targetBackingBytes !== undefined;
+    let bytes = this.#source.length - offset;
+    if (hasBacking && offset < targetBackingBytes) bytes = Math.min(bytes, targetBackingBytes - offset);
+    const status = await this.#statusOf(offset, bytes);
+    const end = offset + status.bytes;
+    if (status.zero) {
+      // Behind the end of its backing file, the target reads as zeroes as it is.
+      if (hasBacking && offset >= targetBackingBytes) return { kind: "inherited", end };
+      return { kind: zeroIsData ? "data" : "zero", end };
+    }
+    return { kind: status.data || !hasBacking ? "data" : "inherited", end };
+  }
+
+  /** Asks for less and less where it fails and all that can be saved is to be saved. */
+  async #statusOf(offset: number, bytes: number): ReturnType<SourceList["status"]> {
+    const { targetBackingBytes, salvage, signal, warn } = this.#options;
+    for (let asked = bytes; ; ) {
+      try {
+        return await this.#source.status(offset, asked, targetBackingBytes !== undefined, signal);
+      } catch (error) {
+        const { errno } = toBlockError(error);
+        const message = `error while reading block status at offset ${offset}: ${strerror(errno)}`;
+        if (!salvage) throw new BlockError(errno, message, { cause: error, offset });
+        if (asked <= SECTOR_SIZE) {
+          warn(message);
+          return { bytes: asked, data: true, zero: false };
+        }
+        asked = alignUp(asked / 2, SECTOR_SIZE);
+      }
+    }
+  }
+}

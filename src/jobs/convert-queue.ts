@@ -1,0 +1,94 @@
+/** What keeps a job's requests in order, in bounds and within a rate. */
+
+import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
+
+/** Lets signals, timers and other jobs in: cached requests end without a turn of the event loop. */
+export class Breather {
+  #last = performance.now();
+  readonly #signal: AbortSignal | undefined;
+
+  constructor(signal: AbortSignal | undefined) {
+    this.#signal = signal;
+  }
+
+  /** Gives the event loop a turn if it has had none from here for 25 ms; throws the reason of an abort. */
+  async breathe(): Promise<void> {
+    if (performance.now() - this.#last > 25) {
+      await nextTurn();
+      this.#last = performance.now();
+    }
+    if (this.#signal?.aborted) throw this.#signal.reason;
+  }
+}
+
+/** Lets one after the other pass, in the order of numbers from 0 on. */
+export class Turnstile {
+  #next = 0;
+  #isOpen = false;
+  readonly #waiting = new Map<number, () => void>();
+
+  /** Resolves when all numbers below `index` have passed, or when order has become pointless. */
+  async enter(index: number): Promise<void> {
+    if (index === this.#next || this.#isOpen) return;
+    await new Promise<void>((resolve) => this.#waiting.set(index, resolve));
+  }
+
+  /** `index` has passed. */
+  leave(index: number): void {
+    if (index !== this.#next) return;
+    this.#next++;
+    this.#wake(this.#next);
+  }
+
+  /** Wakes all: the job has failed. */
+  open(): void {
+    this.#isOpen = true;
+    for (const index of this.#waiting.keys()) this.#wake(index);
+  }
+
+  #wake(index: number): void {
+    const resolve = this.#waiting.get(index);
+    this.#waiting.delete(index);
+    resolve?.();
+  }
+}
+
+/** At most so many at once; who must wait is let in in the order of arrival. */
+export class Limiter {
+  #free: number;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(most: number) {
+    this.#free = most;
+  }
+
+  async acquire(): Promise<void> {
+    if (this.#free > 0) this.#free--;
+    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+  }
+
+  release(): void {
+    const next = this.#waiting.shift();
+    if (next) next();
+    else this.#free++;
+  }
+}
+
+/** Holds a stream of bytes down to a rate.  @qemu blk_set_io_limits */
+export class Throttle {
+  readonly #bytesPerSecond: number;
+  /** When what has been let through so far may have been sent, in ms. */
+  #dueAt = 0;
+
+  constructor(bytesPerSecond: number) {
+    this.#bytesPerSecond = bytesPerSecond;
+  }
+
+  /** Resolves when `bytes` more may go; a tenth of a second's worth may go ahead of its time. */
+  async pass(bytes: number, signal: AbortSignal | undefined): Promise<void> {
+    const now = performance.now();
+    const wait = this.#dueAt - now - 100;
+    this.#dueAt = Math.max(this.#dueAt, now) + (bytes / this.#bytesPerSecond) * 1000;
+    if (wait > 0) await sleep(wait, undefined, signal ? { signal } : {});
+  }
+}

@@ -1,0 +1,223 @@
+/** The image that a conversion makes: found out to be possible, created, opened, and taken away again if the conversion fails. */
+
+import fs from "node:fs";
+import { BlockBackend } from "../block/backend.ts";
+import { BlockError } from "../block/errors.ts";
+import type { BlockNode } from "../block/node.ts";
+import { findProtocol, type OpenEnvironment } from "../block/open.ts";
+import { DEFAULT_FLAGS } from "../block/open-flags.ts";
+import { type OptionScalar, type Options, type OptionTable, takeOptions } from "../block/options.ts";
+import { createImage, createOptionTable } from "./create.ts";
+
+/** An image that is to be created. */
+export interface NewImage {
+  readonly filename: string;
+  /** Default: raw. */
+  readonly format?: string | undefined;
+  /** The driver's create options by their names, as values or as text ("64k", "on"). The size is the sources'. */
+  readonly options?: Readonly<Record<string, OptionScalar>> | undefined;
+  /** Goes before the option `backing_file`. What a source leaves to its own backing file is left to this one. */
+  readonly backingFile?: string | undefined;
+  /** Needed with a backing file; before the option `backing_fmt`. */
+  readonly backingFormat?: string | undefined;
+}
+
+/** A file on the host, whatever its name. */
+interface FileIdentity {
+  readonly path: string;
+  readonly dev: bigint;
+  readonly ino: bigint;
+  readonly ctimeNs: bigint;
+}
+
+/** A target that can be created, as far as that is known without touching anything. */
+export interface TargetPlan {
+  readonly filename: string;
+  readonly format: string;
+  /** Of the format and of the protocol, checked; with `size` in bytes. */
+  readonly options: Options;
+  readonly hasBacking: boolean;
+}
+
+export interface TargetChecks {
+  readonly compress: boolean;
+  readonly sourceCount: number;
+  readonly sizeBytes: number;
+}
+
+/** Finds the drivers and reads the options; refuses what can't be done before a file is touched. */
+export function planTarget(image: NewImage, checks: TargetChecks): TargetPlan {
+  const { filename, format = "raw" } = image;
+  const table = createOptionTable(format, filename);
+  const options: Options = new Map(Object.entries(image.options ?? {}));
+  checkOptions(table, options);
+  setBacking(image, table, options);
+  checkBacking(options, checks.sourceCount);
+  if (checks.compress) checkCompression(table, options);
+  options.set("size", checks.sizeBytes);
+  return { filename, format, options, hasBacking: options.has("backing_file") };
+}
+
+/** Every option must be known, and be what its type says. */
+function checkOptions(table: OptionTable, options: Options): void {
+  const left = new Map(options);
+  takeOptions(table, left);
+  const [unknown] = left.keys();
+  if (unknown !== undefined) throw new BlockError("EINVAL", `Invalid parameter '${unknown}'`);
+}
+
+function setBacking(image: NewImage, table: OptionTable, options: Options): void {
+  const { backingFile, backingFormat, format = "raw" } = image;
+  if (backingFile !== undefined) {
+    if (!table["backing_file"])
+      throw new BlockError("ENOTSUP", `Backing file not supported for file format '${format}'`);
+    options.set("backing_file", backingFile);
+  }
+  if (backingFormat !== undefined) {
+    if (!table["backing_fmt"])
+      throw new BlockError("ENOTSUP", `Backing file format not supported for file format '${format}'`);
+    options.set("backing_fmt", backingFormat);
+  }
+}
+
+function checkBacking(options: Options, sourceCount: number): void {
+  if (!options.has("backing_file")) return;
+  if (sourceCount > 1)
+    throw new BlockError(
+      "EINVAL",
+      "Having a backing file for the target makes no sense when concatenating multiple input images",
+    );
+  if (!options.has("backing_fmt"))
+    throw new BlockError("EINVAL", "Use of backing file requires explicit backing format");
+}
+
+function checkCompression(table: OptionTable, options: Options): void {
+  // A driver that stores compressed clusters lets choose how; nothing else tells before a node is open.
+  if (!table["compression_type"])
+    throw new BlockError("ENOTSUP", "Compression not supported for this file format");
+  const values: Readonly<Record<string, unknown>> = takeOptions(table, new Map(options));
+  if (values["encryption"] === true || values["encrypt.format"] !== undefined)
+    throw new BlockError("ENOTSUP", "Compression and encryption not supported at the same time");
+  if ((values["preallocation"] ?? "off") !== "off")
+    throw new BlockError("ENOTSUP", "Compression and preallocation not supported at the same time");
+}
+
+/** What is needed to take a failed target away again. */
+export class TargetFiles {
+  readonly #path: string | undefined;
+  readonly #before: FileIdentity | undefined;
+  readonly #created: FileIdentity[] = [];
+
+  /** Looks at what is there before anything is created. */
+  constructor(filename: string) {
+    const protocol = findProtocol(filename);
+    if (protocol.formatName !== "file") return;
+    const name = protocol.kind === "format" ? undefined : protocol.parseFilename?.(filename).get("filename");
+    this.#path = String(name ?? filename);
+    this.#before = identify(this.#path);
+  }
+
+  /** Throws if the target is a file that the conversion reads, in the words of the lock that qemu-img fails to get. */
+  refuseFilesOf(sources: readonly BlockBackend[], wrap: (error: BlockError) => BlockError): void {
+    const before = this.#before;
+    if (!before) return;
+    for (const { node } of sources) {
+      for (const file of hostFiles(node, true)) {
+        if (file.dev === before.dev && file.ino === before.ino) throw wrap(lockedError(before.path));
+      }
+    }
+  }
+
+  /** Notes what the open target consists of, its backing files aside. */
+  noteCreated(target: BlockBackend): void {
+    this.#created.push(...hostFiles(target.node, false));
+  }
+
+  /** Removes the files of the target, so that a failed conversion leaves nothing that passes for whole. Devices stay. */
+  remove(): void {
+    const files = [...this.#created];
+    const now = this.#path === undefined ? undefined : identify(this.#path);
+    // A file that the failed attempt did not touch is none of ours.
+    if (now && now.ctimeNs !== this.#before?.ctimeNs) files.push(now);
+    for (const file of files) removeFile(file);
+  }
+}
+
+/** Throws if a target that exists is also read by the conversion. */
+export function refuseSharedFiles(
+  sources: readonly BlockBackend[],
+  target: BlockBackend,
+  name: string,
+): void {
+  const written = hostFiles(target.node, false);
+  for (const { node } of sources) {
+    for (const file of hostFiles(node, true)) {
+      const same = written.find(({ dev, ino }) => dev === file.dev && ino === file.ino);
+      if (same) throw BlockError.wrap(`Could not open '${name}'`, lockedError(same.path));
+    }
+  }
+}
+
+function lockedError(path: string): BlockError {
+  return new BlockError("EAGAIN", 'Failed to get "write" lock', {
+    hint: `Is another process using the image [${path}]?`,
+  });
+}
+
+function identify(path: string): FileIdentity | undefined {
+  const stat = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
+  if (!stat?.isFile()) return undefined;
+  return { path, dev: stat.dev, ino: stat.ino, ctimeNs: stat.ctimeNs };
+}
+
+/** The regular files that a node stands on. */
+function hostFiles(node: BlockNode, withBacking: boolean): FileIdentity[] {
+  if (node.driver.kind === "protocol" && node.driver.formatName === "file") {
+    const file = identify(node.exactFilename);
+    return file ? [file] : [];
+  }
+  return [...node.children.values()]
+    .filter((edge) => withBacking || !edge.role.cow)
+    .flatMap((edge) => hostFiles(edge.node, withBacking));
+}
+
+/** Another name of the same file must not show half an image either, so it is emptied first. */
+function removeFile({ path, dev, ino }: FileIdentity): void {
+  try {
+    const now = identify(path);
+    if (!now || now.dev !== dev || now.ino !== ino) return;
+    fs.truncateSync(path, 0);
+    fs.unlinkSync(fs.realpathSync(path));
+  } catch {
+    // The conversion's own error says more than this one.
+  }
+}
+
+/** Creates the image of a plan. Its backing file is opened with the image itself, not before. */
+export async function createTarget(plan: TargetPlan, environment: OpenEnvironment): Promise<void> {
+  const { filename, format, options } = plan;
+  try {
+    await createImage({ filename, format, options, unsafeBacking: true, environment });
+  } catch (error) {
+    throw BlockError.wrap(`${filename}: error while converting ${format}`, error);
+  }
+}
+
+/** Opens what was created, to be filled. */
+export async function openTarget(
+  plan: TargetPlan,
+  { writethrough, direct, noFlush }: { writethrough: boolean; direct: boolean; noFlush: boolean },
+  unmap: boolean,
+  environment: OpenEnvironment,
+): Promise<BlockBackend> {
+  const flags = { ...DEFAULT_FLAGS, readOnly: false, unmap, direct, noFlush };
+  const options: Options = new Map([["driver", plan.format]]);
+  try {
+    return await BlockBackend.open(
+      { filename: plan.filename, options, flags, environment },
+      { writethrough },
+    );
+  } catch (error) {
+    throw BlockError.wrap(`Could not open '${plan.filename}'`, error);
+  }
+}

@@ -1,0 +1,84 @@
+/** Finds the runs of zeroes in a buffer of guest data, on the rules of `convert -S`.  @qemu is_allocated_sectors_min */
+
+import { KiB } from "../block/units.ts";
+
+/** The bytes [start, end) of the buffer are worth a hole, or must be written. */
+export interface Run {
+  readonly start: number;
+  readonly end: number;
+  readonly zero: boolean;
+}
+
+/** How fine zeroes are looked for. */
+export interface SparseRule {
+  /** The grain: data is widened to multiples of it, counted from the start of the image. A power of two. */
+  readonly unitBytes: number;
+  /** Shorter runs of zeroes are written as data. 0: all is data. */
+  readonly minBytes: number;
+}
+
+const ZEROES = Buffer.alloc(64 * KiB);
+
+/** What `-S sparseBytes` and the target's alignment ask for. */
+export function sparseRule(sparseBytes: number, alignmentBytes: number): SparseRule {
+  if (sparseBytes === 0) return { unitBytes: 512, minBytes: 0 };
+  const powerOfTwo = 2 ** Math.floor(Math.log2(sparseBytes));
+  return { unitBytes: Math.max(powerOfTwo, alignmentBytes), minBytes: sparseBytes };
+}
+
+/**
+ * Cuts `buffer`, which lies at guest `offset`, into runs that alternate. Zeroes at its start are a run of their
+ * own however short they are, since the range before may be a hole; all others must be `minBytes` long.
+ */
+export function findRuns(buffer: Uint8Array, offset: number, { unitBytes, minBytes }: SparseRule): Run[] {
+  if (minBytes === 0) return [{ start: 0, end: buffer.length, zero: false }];
+  const runs: Run[] = [];
+  let start = 0;
+  let zero = false;
+  for (let at = 0; at < buffer.length; ) {
+    const [end, unitIsZero] = classify(buffer, at, offset, unitBytes, zero || at === 0);
+    if (unitIsZero !== zero && at > start) {
+      pushRun(runs, { start, end: at, zero }, minBytes);
+      start = at;
+    }
+    zero = unitIsZero;
+    at = end;
+  }
+  if (start < buffer.length) pushRun(runs, { start, end: buffer.length, zero }, minBytes);
+  return runs;
+}
+
+/** Adds a run, joined with the one before it where both come to be data. */
+function pushRun(runs: Run[], run: Run, minBytes: number): void {
+  const zero = run.zero && (run.start === 0 || run.end - run.start >= minBytes);
+  const before = runs.at(-1);
+  if (before && before.zero === zero) runs[runs.length - 1] = { start: before.start, end: run.end, zero };
+  else runs.push({ ...run, zero });
+}
+
+/** Whether the unit at `at` is zeroes, and where it ends. In zeroes (`expectZero`), 64 KiB are tried at once first. */
+function classify(
+  buffer: Uint8Array,
+  at: number,
+  offset: number,
+  unitBytes: number,
+  expectZero: boolean,
+): readonly [number, boolean] {
+  const unitStart = at - ((offset + at) % unitBytes);
+  if (expectZero && unitBytes < ZEROES.length) {
+    const wide = Math.min(unitStart + ZEROES.length, buffer.length);
+    if (isZeroRange(buffer, at, wide)) return [wide, true];
+  }
+  const end = Math.min(unitStart + unitBytes, buffer.length);
+  return [end, isZeroRange(buffer, at, end)];
+}
+
+/** Looks at three bytes first: a native compare costs as much as a whole page of them. */
+export function isZeroRange(buffer: Uint8Array, start: number, end: number): boolean {
+  if (buffer[start] !== 0 || buffer[end - 1] !== 0 || buffer[(start + end) >>> 1] !== 0) return false;
+  for (let at = start; at < end; at += ZEROES.length) {
+    const stop = Math.min(at + ZEROES.length, end);
+    if (ZEROES.compare(buffer, at, stop, 0, stop - at) !== 0) return false;
+  }
+  return true;
+}

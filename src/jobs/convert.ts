@@ -1,0 +1,138 @@
+/** `convert`: open images, one behind the other, become a new image or are written over one that exists.  @qemu qemu-img.c: img_convert */
+
+import { BlockBackend } from "../block/backend.ts";
+import { BlockError } from "../block/errors.ts";
+import { type OpenEnvironment, openGate } from "../block/open.ts";
+import { parseCacheMode } from "../block/open-flags.ts";
+import { type CopyOptions, copyImages, hasZeroInit } from "./convert-copy.ts";
+import {
+  createTarget,
+  type NewImage,
+  openTarget,
+  planTarget,
+  refuseSharedFiles,
+  TargetFiles,
+} from "./convert-target.ts";
+
+export type { CopyOptions } from "./convert-copy.ts";
+export type { NewImage } from "./convert-target.ts";
+
+export interface ConvertOptions extends CopyOptions {
+  /** A `CacheMode`: how a new image is written. Default: unsafe, for a half-written image is of no use anyway. */
+  readonly cache?: string | undefined;
+  /** For opening a new image and its backing file. */
+  readonly environment?: OpenEnvironment | undefined;
+}
+
+/**
+ * Copies the content of `sources` into `target`: an open backend (which stays open and keeps its length), or a new
+ * image, which is created, filled and closed. If that fails or is aborted, the new image's files are removed, and
+ * so is a file that was there before under its name. Block devices and open backends keep what was written so far.
+ *
+ * Errors: BlockError with qemu-img's words, or the signal's reason.
+ */
+export async function convert(
+  sources: readonly BlockBackend[],
+  target: BlockBackend | NewImage,
+  options: ConvertOptions = {},
+): Promise<void> {
+  const { signal } = options;
+  signal?.throwIfAborted();
+  if (target instanceof BlockBackend) {
+    refuseSharedFiles(sources, target, target.node.filename);
+    await copyAndFlush(sources, target, options);
+    return;
+  }
+  const { cache = "unsafe", environment = { gate: openGate, warn: options.onWarning ?? (() => {}) } } =
+    options;
+  let sizeBytes = 0;
+  for (const source of sources) sizeBytes += await source.getLength();
+  const { compress = false } = options;
+  const plan = planTarget(target, { compress, sourceCount: sources.length, sizeBytes });
+  const mode = parseCacheMode(cache);
+  if (!mode) throw new BlockError("EINVAL", `Invalid cache option: ${cache}`);
+  const files = new TargetFiles(plan.filename);
+  files.refuseFilesOf(sources, (error) =>
+    BlockError.wrap(`${plan.filename}: error while converting ${plan.format}`, error),
+  );
+  let backend: BlockBackend | undefined;
+  try {
+    await createTarget(plan, environment);
+    backend = await openTarget(plan, mode, options.sparseBytes !== 0, environment);
+    files.noteCreated(backend);
+    const targetIsZero = hasZeroInit(backend.node);
+    await copyAndFlush(sources, backend, { ...options, targetIsZero, keepBacking: plan.hasBacking });
+    // An image that can't be closed is not whole.
+    await backend.close();
+  } catch (error) {
+    // What closing says now is of no use: the image goes away.
+    await backend?.close().catch(() => {});
+    files.remove();
+    throw error;
+  }
+}
+
+async function copyAndFlush(
+  sources: readonly BlockBackend[],
+  target: BlockBackend,
+  options: ConvertOptions,
+): Promise<void> {
+  await copyImages(sources, target, options);
+  // An empty compressed write says that no more come.
+  if (options.compress) await target.write(0, [], { compressed: true });
+  await target.flush(options.signal);
+}
+
+/** Which internal snapshot is meant. */
+export interface SnapshotChoice {
+  readonly id?: string;
+  readonly name?: string;
+  /** An id, or a name where no snapshot has that id. */
+  readonly idOrName?: string;
+}
+
+/** Makes `source` show one of its internal snapshots until it is closed.  @qemu bdrv_snapshot_load_tmp_by_param */
+export async function loadSnapshot(
+  source: BlockBackend,
+  { id, name, idOrName }: SnapshotChoice,
+): Promise<void> {
+  const { node } = source;
+  try {
+    const { loadSnapshot: load } = node.ops;
+    if (!load)
+      throw new BlockError(
+        "ENOTSUP",
+        `Block format '${node.driver.formatName}' used by device '' does not support temporarily loading internal snapshots`,
+      );
+    const choice = idOrName === undefined ? { id, name } : await choose(source, idOrName);
+    await source.run((co) =>
+      load(co, {
+        ...(choice.id !== undefined && { id: choice.id }),
+        ...(choice.name !== undefined && { name: choice.name }),
+      }),
+    );
+  } catch (error) {
+    throw BlockError.wrap("Failed to load snapshot", error);
+  }
+}
+
+async function choose(source: BlockBackend, idOrName: string): Promise<SnapshotChoice> {
+  const known = await source.run(async (co) => (await source.node.ops.listSnapshots?.(co)) ?? []);
+  if (known.some(({ id }) => id === idOrName)) return { id: idOrName };
+  return { name: idOrName };
+}
+
+/** Refuses what `--bitmaps` asks for where there are bitmaps: they are not copied yet. */
+export async function checkBitmaps(sources: readonly BlockBackend[], targetFormat: string): Promise<void> {
+  if (sources.length > 1) throw new BlockError("ENOTSUP", "Copying bitmaps only possible with single source");
+  for (const source of sources) {
+    const { node } = source;
+    if (node.driver.formatName !== "qcow2") throw new BlockError("ENOTSUP", "Source lacks bitmap support");
+    if (targetFormat !== "qcow2")
+      throw new BlockError("ENOTSUP", `Format driver '${targetFormat}' does not support bitmaps`);
+    const info = await source.run(async (co) => node.ops.getSpecificInfo?.(co));
+    const bitmaps = info?.data["bitmaps"];
+    if (Array.isArray(bitmaps) && bitmaps.length > 0)
+      throw new BlockError("ENOTSUP", "Copying bitmaps is not supported yet");
+  }
+}
