@@ -82,6 +82,28 @@ export const BitmapsExtension = layout("big", {
   directoryOffset: u64,
 });
 
+/** Section "Bitmap directory": the fixed part of an entry; extra data and name follow, padded to a multiple of 8. */
+export const BitmapDirectoryEntry = layout("big", {
+  /** Cluster-aligned. */
+  tableOffset: u64,
+  /** Entries of the bitmap table. */
+  tableSize: u32,
+  /** `BitmapFlag`. */
+  flags: u32,
+  /** 1: dirty tracking bitmap. */
+  type: u8,
+  granularityBits: u8,
+  nameSize: u16,
+  extraDataSize: u32,
+});
+
+export const BitmapFlag = {
+  /** Was not saved: not to be relied on. */
+  InUse: 1,
+  /** Enabled: tracks all changes from when the image is opened for writing. */
+  Auto: 2,
+} as const;
+
 export const Incompatible = {
   Dirty: 1n << 0n,
   Corrupt: 1n << 1n,
