@@ -1,0 +1,246 @@
+/**
+ * Random operations on raw and on qcow2 in all its variants. More runs by BDRV_RANDOM_RUNS (how many seeds each) and
+ * BDRV_RANDOM_STEPS; another first seed by BDRV_SEED; BDRV_RANDOM_SHRINK=1 cuts a failure down to few steps.
+ */
+
+import assert from "node:assert/strict";
+import fs from "node:fs";
+import path from "node:path";
+import { describe, it, type TestContext } from "node:test";
+import { findDriver, unregisterDriver } from "../src/block/driver.ts";
+import type { NestedOptions } from "../src/block/options.ts";
+import { makeOps, type Op, type OpsProfile, type OpsTarget, runOps, shrinkOps } from "./random-ops.ts";
+import { memoryDriver, openBackend } from "./support/graph.ts";
+import { tempDir } from "./support/temp.ts";
+import { missing, mustRun, run } from "./support/tools.ts";
+
+const RUNS = Number(process.env.BDRV_RANDOM_RUNS ?? 1);
+const STEPS = Number(process.env.BDRV_RANDOM_STEPS ?? 100);
+const FIRST_SEED = Number(process.env.BDRV_SEED ?? 1);
+const SHRINK = process.env.BDRV_RANDOM_SHRINK !== undefined;
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+
+/** One image of a chain. */
+interface Layer {
+  readonly format: "raw" | "qcow2";
+  /** For `qemu-img create -o`; DIR stands for the directory. */
+  readonly options?: string;
+  readonly size: number;
+  readonly clusterSize: number;
+  readonly compressed?: boolean;
+  /** What stands between the format and its file: options of blkdebug. */
+  readonly blkdebug?: NestedOptions;
+}
+
+interface Variant {
+  readonly name: string;
+  /** The lowest first; each is the backing file of the next. */
+  readonly layers: readonly Layer[];
+}
+
+const raw: Layer = { format: "raw", size: 2 * MiB, clusterSize: 64 * KiB };
+
+/** A qcow2 layer: clusters of `clusterSize` bytes, and as many of them as make tables grow. */
+function qcow2(clusterSize: number, options = "", more: Partial<Layer> = {}): Layer {
+  const all = [`cluster_size=${clusterSize}`, options].filter(Boolean).join(",");
+  const size = Math.min(Math.max(clusterSize * 48, MiB), 12 * MiB) + 512;
+  return { format: "qcow2", options: all, size, clusterSize, compressed: true, ...more };
+}
+
+const VARIANTS: readonly Variant[] = [
+  { name: "raw", layers: [raw] },
+  { name: "raw, requests aligned to 512", layers: [{ ...raw, blkdebug: { align: 512 } }] },
+  {
+    name: "raw, requests aligned to 4096 and cut at 64 KiB",
+    layers: [{ ...raw, blkdebug: { align: 4096, "max-transfer": 64 * KiB, "opt-write-zero": 32 * KiB } }],
+  },
+  {
+    name: "qcow2, its file's requests aligned to 4096",
+    layers: [qcow2(4 * KiB, "", { blkdebug: { align: 4096 } })],
+  },
+  ...[512, 1 * KiB, 4 * KiB, 64 * KiB, 2 * MiB].map((clusterSize) => ({
+    name: `qcow2, clusters of ${clusterSize}`,
+    layers: [qcow2(clusterSize)],
+  })),
+  ...[512, 64 * KiB].map((clusterSize) => ({
+    name: `qcow2 v2, clusters of ${clusterSize}`,
+    layers: [qcow2(clusterSize, "compat=0.10")],
+  })),
+  ...[1, 2, 4, 8, 32, 64].map((bits) => ({
+    name: `qcow2, refcounts of ${bits} bits`,
+    layers: [qcow2(bits < 8 ? 4 * KiB : 512, `refcount_bits=${bits}`)],
+  })),
+  { name: "qcow2, zstd", layers: [qcow2(64 * KiB, "compression_type=zstd")] },
+  { name: "qcow2, lazy refcounts", layers: [qcow2(4 * KiB, "lazy_refcounts=on")] },
+  ...[16 * KiB, 64 * KiB, 2 * MiB].map((clusterSize) => ({
+    name: `qcow2, extended L2, clusters of ${clusterSize}`,
+    layers: [qcow2(clusterSize, "extended_l2=on")],
+  })),
+  {
+    name: "qcow2, data file",
+    layers: [qcow2(16 * KiB, "data_file=DIR/data", { compressed: false })],
+  },
+  {
+    name: "qcow2, raw data file",
+    layers: [qcow2(4 * KiB, "data_file=DIR/data,data_file_raw=on", { compressed: false })],
+  },
+  {
+    name: "chain of three, qcow2 over qcow2 over raw",
+    layers: [raw, qcow2(4 * KiB, "", { size: 3 * MiB }), qcow2(64 * KiB, "", { size: 5 * MiB })],
+  },
+  {
+    name: "chain of three, the top shorter than the middle",
+    layers: [qcow2(512), qcow2(64 * KiB, "", { size: 4 * MiB }), qcow2(2 * KiB, "", { size: 2 * MiB })],
+  },
+  {
+    name: "chain of three, v2",
+    layers: [qcow2(64 * KiB, "compat=0.10"), qcow2(4 * KiB, "compat=0.10"), qcow2(1 * KiB, "compat=0.10")],
+  },
+  {
+    name: "chain of three, extended L2 and zstd",
+    layers: [
+      qcow2(64 * KiB, "compression_type=zstd"),
+      qcow2(32 * KiB, "extended_l2=on", { size: 4 * MiB }),
+      qcow2(128 * KiB, "extended_l2=on,compression_type=zstd", { size: 6 * MiB }),
+    ],
+  },
+  {
+    name: "chain of three, data file on top",
+    layers: [raw, qcow2(64 * KiB), qcow2(4 * KiB, "data_file=DIR/data", { compressed: false })],
+  },
+];
+
+/** Makes the chain layer by layer, each changed by random steps; gives the name and content of the topmost. */
+async function runVariant(
+  dir: string,
+  { layers }: Variant,
+  opsOf: (layer: number, profile: OpsProfile) => readonly Op[],
+): Promise<void> {
+  let below: { readonly filename: string; readonly format: string; readonly model: Uint8Array } | undefined;
+  for (const [index, layer] of layers.entries()) {
+    const filename = path.join(dir, `layer${index}.${layer.format}`);
+    createLayer(dir, filename, layer, below);
+    const model = new Uint8Array(layer.size);
+    if (below) model.set(below.model.subarray(0, layer.size));
+    const target: OpsTarget = {
+      model,
+      below: below?.model,
+      open: () =>
+        openBackend({ driver: layer.format, file: fileOptions(filename, layer) }, { flags: { unmap: true } }),
+    };
+    await runOps(target, opsOf(index, { compressed: false, ...layer, resize: true }));
+    checkLayer(dir, filename, layer, target.model);
+    below = { filename, format: layer.format, model: target.model };
+  }
+}
+
+function fileOptions(filename: string, { blkdebug }: Layer): NestedOptions {
+  if (!blkdebug) return { driver: "file", filename };
+  return { driver: "blkdebug", image: { driver: "file", filename }, ...blkdebug };
+}
+
+function createLayer(
+  dir: string,
+  filename: string,
+  layer: Layer,
+  below: { readonly filename: string; readonly format: string } | undefined,
+): void {
+  const args = ["create", "-q", "-f", layer.format];
+  if (layer.options) args.push("-o", layer.options.replace("DIR", dir));
+  if (below) args.push("-b", below.filename, "-F", below.format);
+  mustRun("qemu-img", [...args, filename, String(layer.size)]);
+}
+
+/** The oracle's judgement: no error, no leak, and the content of the model. */
+function checkLayer(dir: string, filename: string, layer: Layer, model: Uint8Array): void {
+  if (layer.format === "qcow2") {
+    const { code, stdout, stderr } = run("qemu-img", ["check", "-f", "qcow2", filename]);
+    assert.equal(code, 0, `qemu-img check: exit code ${code}\n${stdout}${stderr}`);
+  }
+  const converted = path.join(dir, "converted.raw");
+  mustRun("qemu-img", ["convert", "-f", layer.format, "-O", "raw", filename, converted]);
+  const content = fs.readFileSync(converted);
+  fs.rmSync(converted);
+  assert.equal(content.length, model.length, "length of what qemu-img converts");
+  const wrong = Buffer.compare(content, model) === 0 ? -1 : content.findIndex((byte, i) => byte !== model[i]);
+  assert.equal(wrong, -1, `qemu-img converts other content at offset ${wrong}`);
+}
+
+/** One run from a seed; a failure names the seed, and the steps if it was asked to cut them down. */
+async function runSeed(dir: string, variant: Variant, seed: number): Promise<void> {
+  const ops: Op[][] = [];
+  const attempt = async (all: (index: number) => readonly Op[] | undefined) => {
+    fs.rmSync(dir, { recursive: true, force: true });
+    fs.mkdirSync(dir);
+    await runVariant(dir, variant, (index, profile) => {
+      const own = (ops[index] ??= makeOps(seed * 10 + index, STEPS, profile));
+      return all(index) ?? own;
+    });
+  };
+  try {
+    await attempt(() => undefined);
+  } catch (error) {
+    let message = `variant '${variant.name}', BDRV_SEED=${seed}: ${(error as Error).message}`;
+    // Only the layer that failed last is cut down; it is the topmost whose steps were made.
+    const top = ops.length - 1;
+    if (SHRINK) {
+      const shortest = await shrinkOps(ops[top] ?? [], (shorter) =>
+        attempt((index) => (index === top ? shorter : undefined)).then(
+          () => false,
+          (shorterError: Error) => {
+            message = `variant '${variant.name}', BDRV_SEED=${seed}, layer ${top}: ${shorterError.message}`;
+            return true;
+          },
+        ),
+      );
+      message += `\nsteps:\n${shortest.map((op) => JSON.stringify(op)).join("\n")}`;
+    }
+    throw new Error(message, { cause: error });
+  }
+}
+
+describe("the random operations themselves", () => {
+  it("find a driver that loses a write now and then, and cut the run down to that", async (test) => {
+    const profile: OpsProfile = { size: MiB, clusterSize: 64 * KiB, compressed: false, resize: true };
+    const attempt = async (ops: readonly Op[]) => {
+      const memory = memoryDriver(test, "lossy", MiB, (_, { pwrite }) => ({
+        // The bug: a write that starts in this sector writes nothing.
+        pwrite: async (co, offset, iov, flags) =>
+          Math.floor(offset / 512) === 1024 ? undefined : pwrite?.(co, offset, iov, flags),
+      }));
+      const open = () => openBackend({ driver: "lossy" });
+      try {
+        await runOps({ model: memory.data.slice(), open }, ops);
+        return undefined;
+      } catch (error) {
+        return error as Error;
+      } finally {
+        unregisterDriver("lossy");
+      }
+    };
+    const ops = makeOps(1, 400, profile);
+    assert.match((await attempt(ops))?.message ?? "", /^step \d+ .*: offset \d+: 0x/);
+    const shortest = await shrinkOps(ops, async (shorter) => (await attempt(shorter)) !== undefined);
+    assert.equal(shortest.length, 1);
+    assert.match(JSON.stringify(shortest), /"offset":524\d\d\d/);
+  });
+
+  it("are the same from the same seed", () => {
+    const profile: OpsProfile = { size: MiB, clusterSize: 512, compressed: true, resize: true };
+    assert.deepEqual(makeOps(7, 50, profile), makeOps(7, 50, profile));
+    assert.notDeepEqual(makeOps(7, 50, profile), makeOps(8, 50, profile));
+  });
+});
+
+describe("random operations", { skip: missing("qemu-img") }, () => {
+  for (const variant of VARIANTS) {
+    const needsQcow2 = variant.layers.some(({ format }) => format === "qcow2");
+    const skip = needsQcow2 && findDriver("qcow2") === undefined && "there is no qcow2 driver";
+    it(variant.name, { skip }, async (test: TestContext) => {
+      const dir = path.join(tempDir(test), "run");
+      for (let n = 0; n < RUNS; n++) await runSeed(dir, variant, FIRST_SEED + n);
+    });
+  }
+});
