@@ -1,11 +1,11 @@
 /** Writing guest content in order: whole clusters of zeroes become zero writes, the rest is written in large pieces. */
 
 import type { BlockBackend } from "../block/backend.ts";
-import { Req } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
-import { alignDown, alignUp, KiB, MiB } from "../block/units.ts";
+import { alignDown, KiB, MiB } from "../block/units.ts";
 import { findRuns, type SparseRule, sparseRule } from "../jobs/convert-zeroes.ts";
 import { imageInfo } from "../jobs/info.ts";
+import { breather } from "./content.ts";
 
 export interface WriteOptions {
   /** Guest offset of the first byte. Default: 0. */
@@ -81,8 +81,7 @@ export class ContentWriter {
     await this.#putGathered(signal);
     const { compressed, flush } = this.#options;
     // An empty compressed write says that no more come.
-    if (compressed)
-      await this.#image.write(alignUp(this.#offset, 512), [], { flags: Req.WriteCompressed, signal });
+    if (compressed) await this.#image.write(0, [], { compressed: true, signal });
     if (flush) await this.#image.flush(signal);
   }
 
@@ -94,11 +93,12 @@ export class ContentWriter {
   }
 
   async #put(data: Uint8Array, signal: AbortSignal): Promise<void> {
-    const flags = this.#options.compressed ? Req.WriteCompressed : Req.None;
+    const { compressed = false } = this.#options;
+    await breather.breathe();
     for (const { start, end, zero } of findRuns(data, this.#offset, this.#rule)) {
       const offset = this.#offset + start;
-      if (zero) await this.#image.writeZeroes(offset, end - start, { flags: Req.MayUnmap, signal });
-      else await this.#image.write(offset, data.subarray(start, end), { flags, signal });
+      if (zero) await this.#image.writeZeroes(offset, end - start, { mayUnmap: true, signal });
+      else await this.#image.write(offset, data.subarray(start, end), { compressed, signal });
     }
     this.#offset += data.length;
   }

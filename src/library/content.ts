@@ -31,6 +31,9 @@ export interface ExtentOptions extends ContentRange {
 /** Most bytes that are read at once, and held, where the user does not say. */
 export const DEFAULT_CHUNK_BYTES = MiB;
 
+/** One for all: many short streams, one after the other, must not keep timers and signals out either. */
+export const breather = new Breather(undefined);
+
 /** Where a range starts, and the offset behind its last byte. RangeError: it is not within the image. */
 export async function resolveRange(
   image: BlockBackend,
@@ -66,11 +69,11 @@ export async function* readExtents(
   if (!Number.isSafeInteger(maxDataBytes) || maxDataBytes < 1)
     throw new RangeError(`maxDataBytes must be a whole number from 1 on, not ${maxDataBytes}`);
   const { start, stop } = await resolveRange(image, options);
-  const breather = new Breather(signal);
   /** Where the zeroes begin that have been found so far. */
   let zeroes = start;
   for (let offset = start; offset < stop; ) {
     await breather.breathe();
+    signal?.throwIfAborted();
     const status = await statusWithin(image, offset, stop - offset, signal);
     if (status.zero) {
       offset += status.bytes;

@@ -2,8 +2,14 @@
 
 import { Readable, Writable } from "node:stream";
 import type { BlockBackend } from "../block/backend.ts";
-import { Breather } from "../jobs/convert-queue.ts";
-import { type ContentRange, DEFAULT_CHUNK_BYTES, pieceBytes, readSparse, resolveRange } from "./content.ts";
+import {
+  breather,
+  type ContentRange,
+  DEFAULT_CHUNK_BYTES,
+  pieceBytes,
+  readSparse,
+  resolveRange,
+} from "./content.ts";
 import { ContentWriter, type WriteOptions } from "./content-writer.ts";
 
 export interface ReadStreamOptions extends ContentRange {
@@ -129,7 +135,6 @@ interface WritableController extends WritableStreamDefaultController {
 /** The content of a range, taken in order. */
 class ContentSource {
   readonly #image: BlockBackend;
-  readonly #breather = new Breather(undefined);
   #offset = 0;
   #stop = 0;
 
@@ -149,7 +154,7 @@ class ContentSource {
   }
 
   async fill(buffer: Uint8Array, signal: AbortSignal): Promise<void> {
-    await this.#breather.breathe();
+    await breather.breathe();
     await readSparse(this.#image, this.#offset, buffer, signal);
     this.#offset += buffer.length;
   }

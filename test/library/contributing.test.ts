@@ -7,14 +7,8 @@ import path from "node:path";
 import { after, before, test } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { promisify } from "node:util";
-import {
-  type BlockDriver,
-  BlockError,
-  findDriver,
-  open,
-  registerDriver,
-  unregisterDriver,
-} from "../../src/index.ts";
+import { tsImport } from "tsx/esm/api";
+import type { BlockDriver } from "../../src/index.ts";
 
 const root = fileURLToPath(new URL("../..", import.meta.url));
 const KEY = 0x21;
@@ -24,21 +18,24 @@ const IMAGE_BYTES = 64 * 1024;
 let directory = "";
 let filename = "";
 
+/** The library and the driver, which must share their modules: they are loaded together, from their sources. */
+let library: typeof import("../../src/index.ts") & { readonly xor: BlockDriver };
+
 before(async () => {
   directory = await fs.mkdtemp(path.join(root, ".contributing-"));
   const text = await fs.readFile(path.join(root, "CONTRIBUTING.md"), "utf8");
   const blocks = [...text.matchAll(/^```ts driver\n(.*?)^```$/gms)].map(([, block]) => block ?? "");
   assert.equal(blocks.length, 1);
   assert.ok((blocks[0]?.split("\n").length ?? 0) <= 36, "it is short");
-  const source = path.join(directory, "xor.ts");
-  await fs.writeFile(source, blocks[0] ?? "");
-  const { xor } = (await import(pathToFileURL(source).href)) as { readonly xor: BlockDriver };
-  registerDriver(xor);
+  await fs.writeFile(path.join(directory, "xor.ts"), blocks[0] ?? "");
+  const entry = path.join(directory, "entry.ts");
+  await fs.writeFile(entry, 'export * from "../src/index.ts";\nexport { xor } from "./xor.ts";\n');
+  library = await tsImport(pathToFileURL(entry).href, import.meta.url);
+  library.registerDriver(library.xor);
   filename = path.join(directory, "disk.img");
 });
 
 after(async () => {
-  unregisterDriver("xor");
   await fs.rm(directory, { recursive: true, force: true });
 });
 
@@ -71,6 +68,7 @@ test("it compiles under the project's own rules", async () => {
 });
 
 test("it is known by its name, and its options are checked", async () => {
+  const { BlockError, findDriver, open } = library;
   await makeImage(0);
   assert.equal(findDriver("xor")?.kind, "format");
   await assert.rejects(open(xorName({ key: 256 })), new BlockError("EINVAL", "The key must be a byte"));
@@ -83,7 +81,7 @@ test("it is known by its name, and its options are checked", async () => {
 test("it reads and writes at any offset and leaves the caller's buffers alone", async () => {
   await makeImage(7);
   {
-    await using image = await open(xorName(), { writable: true });
+    await using image = await library.open(xorName(), { writable: true });
     assert.deepEqual(await image.read(0, 3), new Uint8Array([7, 7, 7]));
     const parts = [Buffer.from("seven "), Buffer.from("bytes")] as const;
     await image.write(1001, parts);
@@ -106,7 +104,7 @@ test("it reads and writes at any offset and leaves the caller's buffers alone", 
 
 test("zero writes are written as the format has zeroes, and discards harm nothing", async () => {
   await makeImage(7);
-  await using image = await open(xorName(), { writable: true });
+  await using image = await library.open(xorName(), { writable: true });
   await image.writeZeroes(4096, 8192);
   await image.discard(16384, 4096);
   await image.flush();
@@ -119,7 +117,7 @@ test("zero writes are written as the format has zeroes, and discards harm nothin
 
 test("its length follows the file's, and a hole in the file is no zero", async () => {
   await makeImage(7);
-  await using image = await open(xorName(), { writable: true });
+  await using image = await library.open(xorName(), { writable: true });
   assert.equal(await image.getLength(), IMAGE_BYTES);
   await image.truncate(2 * IMAGE_BYTES);
   assert.equal(await image.getLength(), 2 * IMAGE_BYTES);
@@ -134,10 +132,12 @@ test("its length follows the file's, and a hole in the file is no zero", async (
 
 test("it takes its place in a graph: read-only as asked, under raw, with a name that opens it again", async () => {
   await makeImage(7);
-  await using image = await open(`json:{"driver": "raw", "offset": 512, "file": ${xorName().slice(5)}}`);
+  await using image = await library.open(
+    `json:{"driver": "raw", "offset": 512, "file": ${xorName().slice(5)}}`,
+  );
   assert.equal(await image.getLength(), IMAGE_BYTES - 512);
   assert.deepEqual(await image.read(0, 2), new Uint8Array([7, 7]));
   await assert.rejects(image.write(0, new Uint8Array(512)), { errno: "EPERM" });
-  await using again = await open(image.node.filename);
+  await using again = await library.open(image.node.filename);
   assert.deepEqual(await again.read(0, 2), new Uint8Array([7, 7]));
 });
