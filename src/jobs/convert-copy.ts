@@ -17,7 +17,10 @@ export interface CopyOptions {
   readonly sparseBytes?: number | undefined;
   /** Clusters are written compressed. */
   readonly compress?: boolean | undefined;
-  /** The target reads as zeroes where nothing is written; unless told, nothing is taken for granted. */
+  /**
+   * The target reads as zeroes where nothing is written; with `keepBacking`, that is behind the end of its backing
+   * file. Unless told, nothing is taken for granted.
+   */
   readonly targetIsZero?: boolean | undefined;
   /** What the source leaves to its backing file is left to the target's, which must read the same.  @qemu -B */
   readonly keepBacking?: boolean | undefined;
@@ -63,9 +66,8 @@ export async function copyImages(
   await new Copier(source, target, await rulesFor(target, options), options).run();
 }
 
-/** Whether a node that has just been created reads as zeroes.  @qemu bdrv_has_zero_init */
+/** Whether a node that has just been created reads as zeroes, its backing file aside.  @qemu bdrv_has_zero_init */
 export function hasZeroInit(node: BlockNode): boolean {
-  if (node.cow) return false;
   if (node.ops.hasZeroInit) return node.ops.hasZeroInit();
   return node.filtered ? hasZeroInit(node.filtered.node) : false;
 }
@@ -75,12 +77,12 @@ interface Rules {
   readonly alignmentBytes: number;
   readonly pieceBytes: number;
   readonly sparse: SparseRule;
-  readonly targetBackingBytes: number | undefined;
+  readonly backingEnd: number;
   readonly parallel: number;
 }
 
 async function rulesFor(target: BlockBackend, options: CopyOptions): Promise<Rules> {
-  const { compress = false, keepBacking = false, sparseBytes = DEFAULT_SPARSE_BYTES } = options;
+  const { compress = false, sparseBytes = DEFAULT_SPARSE_BYTES } = options;
   const { clusterBytes, backingBytes } = await target.run(async (co) => ({
     clusterBytes: (await target.node.ops.getInfo?.(co))?.clusterSize ?? 0,
     backingBytes: await baseNode(target.node).cow?.node.getLength(co),
@@ -95,7 +97,8 @@ async function rulesFor(target: BlockBackend, options: CopyOptions): Promise<Rul
     sparse: compress
       ? sparseRule(Math.min(sparseBytes, alignmentBytes), alignmentBytes)
       : sparseRule(Math.min(sparseBytes, basicPiece), alignmentBytes),
-    targetBackingBytes: keepBacking ? (backingBytes ?? 0) : undefined,
+    // Where that end counts for nothing, it is never reached.
+    backingEnd: (options.targetIsZero && backingBytes) || Number.POSITIVE_INFINITY,
     parallel: Math.min(options.parallel ?? DEFAULT_PARALLEL, MAX_PARALLEL),
   };
 }
@@ -137,14 +140,15 @@ class Copier {
   }
 
   #planOptions(): PlanOptions {
-    const { alignmentBytes, pieceBytes, targetBackingBytes } = this.#rules;
+    const { alignmentBytes, pieceBytes, backingEnd } = this.#rules;
     const { sparseBytes, targetIsZero = false, keepBacking = false, salvage = false } = this.#options;
     return {
       alignmentBytes,
       pieceBytes,
       zeroIsData: sparseBytes === 0,
       skipZeroes: targetIsZero && !keepBacking,
-      targetBackingBytes,
+      keepBacking,
+      backingEnd,
       salvage,
       warn: (message) => this.#options.onWarning?.(message),
       signal: this.#options.signal,

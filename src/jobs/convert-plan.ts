@@ -109,8 +109,10 @@ export interface PlanOptions {
   readonly zeroIsData: boolean;
   /** Nothing need be done for zeroes. */
   readonly skipZeroes: boolean;
-  /** The target has the backing file that the source has, of this length in bytes. */
-  readonly targetBackingBytes: number | undefined;
+  /** What a source leaves to its backing file is inherited. */
+  readonly keepBacking: boolean;
+  /** With `keepBacking`: from this offset on the target reads as zeroes as it is. */
+  readonly backingEnd: number;
   /** Goes on after a failed block status: such a range is copied as data. */
   readonly salvage: boolean;
   readonly warn: (message: string) => void;
@@ -217,27 +219,25 @@ export class CopyPlan {
   }
 
   async #ask(offset: number): Promise<{ readonly kind: PieceKind; readonly end: number }> {
-    const { targetBackingBytes, zeroIsData, breather } = this.#options;
+    const { keepBacking, backingEnd, zeroIsData, breather } = this.#options;
     await breather.breathe();
-    const hasBacking = targetBackingBytes !== undefined;
     let bytes = this.#source.length - offset;
-    if (hasBacking && offset < targetBackingBytes) bytes = Math.min(bytes, targetBackingBytes - offset);
+    if (keepBacking && offset < backingEnd) bytes = Math.min(bytes, backingEnd - offset);
     const status = await this.#statusOf(offset, bytes);
     const end = offset + status.bytes;
     if (status.zero) {
-      // Behind the end of its backing file, the target reads as zeroes as it is.
-      if (hasBacking && offset >= targetBackingBytes) return { kind: "inherited", end };
+      if (keepBacking && offset >= backingEnd) return { kind: "inherited", end };
       return { kind: zeroIsData ? "data" : "zero", end };
     }
-    return { kind: status.data || !hasBacking ? "data" : "inherited", end };
+    return { kind: status.data || !keepBacking ? "data" : "inherited", end };
   }
 
   /** Asks for less and less where it fails and all that can be saved is to be saved. */
   async #statusOf(offset: number, bytes: number): ReturnType<SourceList["status"]> {
-    const { targetBackingBytes, salvage, signal, warn } = this.#options;
+    const { keepBacking, salvage, signal, warn } = this.#options;
     for (let asked = bytes; ; ) {
       try {
-        return await this.#source.status(offset, asked, targetBackingBytes !== undefined, signal);
+        return await this.#source.status(offset, asked, keepBacking, signal);
       } catch (error) {
         const { errno } = toBlockError(error);
         const message = `error while reading block status at offset ${offset}: ${strerror(errno)}`;

@@ -58,10 +58,10 @@ export function planTarget(image: NewImage, checks: TargetChecks): TargetPlan {
   return { filename, format, options, hasBacking: options.has("backing_file") };
 }
 
-/** Every option must be known, and be what its type says. */
+/** Every option must be known and of its type; which words it may be is for the driver to say, later. */
 function checkOptions(table: OptionTable, options: Options): void {
   const left = new Map(options);
-  takeOptions(table, left);
+  for (const [key, { type }] of Object.entries(table)) takeOptions({ [key]: { type } }, left);
   const [unknown] = left.keys();
   if (unknown !== undefined) throw new BlockError("EINVAL", `Invalid parameter '${unknown}'`);
 }

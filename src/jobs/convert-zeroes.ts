@@ -27,8 +27,8 @@ export function sparseRule(sparseBytes: number, alignmentBytes: number): SparseR
 }
 
 /**
- * Cuts `buffer`, which lies at guest `offset`, into runs that alternate. Zeroes at its start are a run of their
- * own however short they are, since the range before may be a hole; all others must be `minBytes` long.
+ * Cuts `buffer`, which lies at guest `offset`, into runs that alternate. Zeroes at its start or end are a run of
+ * their own however short they are, since a hole may lie beside them; all others must be `minBytes` long.
  */
 export function findRuns(buffer: Uint8Array, offset: number, { unitBytes, minBytes }: SparseRule): Run[] {
   if (minBytes === 0) return [{ start: 0, end: buffer.length, zero: false }];
@@ -38,22 +38,21 @@ export function findRuns(buffer: Uint8Array, offset: number, { unitBytes, minByt
   for (let at = 0; at < buffer.length; ) {
     const [end, unitIsZero] = classify(buffer, at, offset, unitBytes, zero || at === 0);
     if (unitIsZero !== zero && at > start) {
-      pushRun(runs, { start, end: at, zero }, minBytes);
+      pushRun(runs, { start, end: at, zero: zero && (start === 0 || at - start >= minBytes) });
       start = at;
     }
     zero = unitIsZero;
     at = end;
   }
-  if (start < buffer.length) pushRun(runs, { start, end: buffer.length, zero }, minBytes);
+  if (start < buffer.length) pushRun(runs, { start, end: buffer.length, zero });
   return runs;
 }
 
 /** Adds a run, joined with the one before it where both come to be data. */
-function pushRun(runs: Run[], run: Run, minBytes: number): void {
-  const zero = run.zero && (run.start === 0 || run.end - run.start >= minBytes);
+function pushRun(runs: Run[], run: Run): void {
   const before = runs.at(-1);
-  if (before && before.zero === zero) runs[runs.length - 1] = { start: before.start, end: run.end, zero };
-  else runs.push({ ...run, zero });
+  if (before && before.zero === run.zero) runs[runs.length - 1] = { ...run, start: before.start };
+  else runs.push(run);
 }
 
 /** Whether the unit at `at` is zeroes, and where it ends. In zeroes (`expectZero`), 64 KiB are tried at once first. */
