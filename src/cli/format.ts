@@ -13,7 +13,21 @@ export function humanSize(bytes: number): string {
     value /= 1024;
     unit++;
   }
-  return `${Number(value.toPrecision(3))} ${UNITS[unit]}B`;
+  const decimals = value >= 100 ? 0 : value >= 10 ? 1 : value >= 1 ? 2 : 3;
+  const rounded = Number(toFixed(value, decimals));
+  // What is rounded up to 1000 has four digits, and is written as the C library writes it then.
+  return `${rounded >= 1000 ? "1e+03" : rounded} ${UNITS[unit]}B`;
+}
+
+/** As the C library rounds: of two equally near numbers the even one, where JavaScript takes the larger.  @qemu printf */
+export function toFixed(value: number, decimals: number): string {
+  const rounded = value.toFixed(decimals);
+  // Enough digits to tell a tie from what is only near one.
+  const exact = value.toFixed(100);
+  const cut = exact.indexOf(".") + 1 + decimals;
+  if (!/^50*$/.test(exact.slice(cut))) return rounded;
+  const kept = exact.slice(0, cut).replace(/\.$/, "");
+  return Number(kept.at(-1)) % 2 === 0 ? kept : rounded;
 }
 
 const MAX_INT64 = 2 ** 63;

@@ -72,7 +72,7 @@ function clock(nanoseconds: bigint): string {
 }
 
 /** "name: value" lines, what is nested four columns further in; hyphens in names become spaces. */
-function humanMembers(members: { readonly [key: string]: InfoValue }, depth: number): string[] {
+export function humanMembers(members: { readonly [key: string]: InfoValue }, depth: number): string[] {
   return Object.entries(members).flatMap(([key, value]) =>
     humanMember(key.replaceAll("-", " "), value, depth),
   );

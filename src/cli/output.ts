@@ -21,7 +21,8 @@ export class DescriptorOutput implements Output {
   readonly #fd: number;
   readonly #buffered: boolean;
   #isTerminal: boolean | undefined;
-  #pending = "";
+  #pending: Buffer[] = [];
+  #pendingBytes = 0;
   #closed = false;
 
   constructor(fd: number, buffered: boolean) {
@@ -40,13 +41,23 @@ export class DescriptorOutput implements Output {
   }
 
   write(text: string): void {
-    this.#pending += text;
-    if (!this.#buffered || this.#pending.length >= BUFFER_BYTES || this.isTerminal) this.flush();
+    const bytes = Buffer.from(text);
+    this.#pending.push(bytes);
+    this.#pendingBytes += bytes.length;
+    if (!this.#buffered || this.isTerminal) this.flush();
+    else if (this.#pendingBytes >= BUFFER_BYTES) this.#pass(this.#pendingBytes % BUFFER_BYTES);
   }
 
   flush(): void {
-    let bytes: Uint8Array = Buffer.from(this.#pending);
-    this.#pending = "";
+    if (this.#pendingBytes > 0) this.#pass(0);
+  }
+
+  /** Writes what is buffered but for the last `kept` bytes: an overflowing buffer passes on whole blocks. */
+  #pass(kept: number): void {
+    const all = Buffer.concat(this.#pending);
+    this.#pending = kept === 0 ? [] : [all.subarray(all.length - kept)];
+    this.#pendingBytes = kept;
+    let bytes: Uint8Array = all.subarray(0, all.length - kept);
     while (bytes.length > 0 && !this.#closed) {
       try {
         bytes = bytes.subarray(fs.writeSync(this.#fd, bytes));

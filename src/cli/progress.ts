@@ -1,20 +1,23 @@
-/** The progress line of `-p`: "    (12.34/100%)" and a carriage return, in steps of a percent or more.  @qemu qemu-progress.c */
+/** The progress line of `-p`: "    (12.34/100%)" and a carriage return, in steps of a percent or what is asked for.  @qemu qemu-progress.c */
 
 import type { Output } from "./output.ts";
 
 export class Progress {
   readonly #output: Output | undefined;
+  readonly #stepPercent: number;
   #shown = 0;
 
   /** Shows 0 at once; nothing is ever shown where there is no `output`. */
-  constructor(output: Output | undefined) {
+  constructor(output: Output | undefined, stepPercent = 1) {
     this.#output = output;
+    this.#stepPercent = stepPercent;
     this.#show(0);
   }
 
   update(done: number, total: number): void {
     const percent = total > 0 ? (done / total) * 100 : 0;
-    if (percent - this.#shown >= 1 || (percent >= 100 && this.#shown < 100)) this.#show(percent);
+    if (percent - this.#shown >= this.#stepPercent || (percent >= 100 && this.#shown < 100))
+      this.#show(percent);
   }
 
   /** The line shows 100 % if all went well, and ends. */
