@@ -31,6 +31,7 @@ if (files.length === 0) {
 }
 
 fs.rmSync(OUTPUT, { recursive: true, force: true });
+const builtName = (file) => path.join(OUTPUT, `${path.posix.relative("test", file).slice(0, -3)}.js`);
 await build({
   entryPoints: files,
   outbase: "test",
@@ -59,7 +60,6 @@ function keepOwnUrl(esbuild) {
   });
 }
 
-const built = files.map((file) => path.join(OUTPUT, `${path.posix.relative("test", file).slice(0, -3)}.js`));
 const args = [
   "--enable-source-maps",
   "--test",
@@ -67,7 +67,7 @@ const args = [
   `--test-reporter=${pathToFileURL(path.resolve("scripts/test-reporter.mjs")).href}`,
   "--test-reporter-destination=stdout",
   ...options,
-  ...built,
+  ...files.map(builtName),
 ];
 // It adds 40 ms to each start of Node 20, and no test goes to the network.
 const { NODE_EXTRA_CA_CERTS: _, ...env } = process.env;
