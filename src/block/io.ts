@@ -208,10 +208,13 @@ async function alignedPwrite(
     }
   }
   if (node.ops.debug) await node.ops.debug.event(co, "pwritev_done");
-  noteWritten(node, offset + bytes);
+  noteLength(node, offset + bytes);
 }
 
-/** @qemu bdrv_driver_pwritev */
+/**
+ * Counts the change for the next flush also when it fails, for a part may have been written, and before the flush
+ * that stands in for FUA.  @qemu bdrv_driver_pwritev
+ */
 async function driverPwrite(
   co: Coroutine<"read">,
   node: BlockNode,
@@ -224,7 +227,11 @@ async function driverPwrite(
     throw new BlockError("ENOTSUP", undefined, { node: node.nodeName });
   if (!ops.pwrite) throw new BlockError("ENOTSUP", undefined, { node: node.nodeName });
   const supported = node.supportedWriteFlags;
-  await ops.pwrite(co, offset, iov, flags & (supported | Req.WriteCompressed));
+  try {
+    await ops.pwrite(co, offset, iov, flags & (supported | Req.WriteCompressed));
+  } finally {
+    node.writeGeneration++;
+  }
   if (flags & Req.Fua && !(supported & Req.Fua)) await flush(co, node);
 }
 
@@ -254,7 +261,7 @@ export async function pwriteZeroes(
       await node.tracker.makeSerialising(request, alignment, co.signal);
       await unalignedZeroes(co, node, offset, bytes, zeroFlags);
     }
-    noteWritten(node, offset + bytes);
+    noteLength(node, offset + bytes);
   } finally {
     node.tracker.end(request);
   }
@@ -303,7 +310,11 @@ async function alignedZeroes(
   for (const piece of alignedPieces(offset, bytes, alignment, max)) {
     try {
       if (!ops.pwriteZeroes) throw new BlockError("ENOTSUP");
-      await ops.pwriteZeroes(co, piece.offset, piece.bytes, flags & supported);
+      try {
+        await ops.pwriteZeroes(co, piece.offset, piece.bytes, flags & supported);
+      } finally {
+        node.writeGeneration++;
+      }
       needsFlush ||= (flags & Req.Fua) !== 0 && !(supported & Req.Fua);
     } catch (error) {
       if (!(error instanceof BlockError) || error.errno !== "ENOTSUP" || flags & Req.NoFallback) throw error;
@@ -422,9 +433,8 @@ function assertWritable(co: Coroutine<"read">, child: BlockChild, flags: ReqFlag
   assert((child.perm.used & needed) !== 0, `the edge to ${node.describe()} has no write permission`);
 }
 
-/** Counts the change for the next flush, and lets the length grow with a write past the end.  @qemu bdrv_co_write_req_finish */
-function noteWritten(node: BlockNode, end: number): void {
-  node.writeGeneration++;
+/** Lets the length grow with a write past the end.  @qemu bdrv_co_write_req_finish */
+function noteLength(node: BlockNode, end: number): void {
   const sectors = Math.ceil(end / SECTOR_SIZE);
   if (sectors > node.totalSectors) node.totalSectors = sectors;
 }
@@ -441,8 +451,11 @@ async function tracked(
   const request = node.tracker.begin(offset, bytes, true);
   try {
     if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request, co.signal);
-    await fn();
-    node.writeGeneration++;
+    try {
+      await fn();
+    } finally {
+      node.writeGeneration++;
+    }
     if (flags & Req.Fua) await flush(co, node);
   } finally {
     node.tracker.end(request);
