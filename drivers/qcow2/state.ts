@@ -2,6 +2,9 @@
 
 import type { BlockChild } from "../../src/block/child.ts";
 import type { BlockNode } from "../../src/block/node.ts";
+import type { OpenEnvironment } from "../../src/block/open.ts";
+import type { Allocations, Transfers } from "./in-flight.ts";
+import type { BitmapsRecord } from "./layout.ts";
 import type { Mutex } from "./mutex.ts";
 import type { TableCache } from "./table-cache.ts";
 
@@ -31,8 +34,18 @@ export interface UnknownExtension {
 
 export type CompressionType = "zlib" | "zstd";
 
+/** Why clusters become free: decides whether the file is told.  @qemu enum qcow2_discard_type */
+export type DiscardType = "never" | "always" | "request" | "snapshot" | "other";
+
+/** The clusters (by index in the file) that hold L2 tables and refcount blocks. */
+export interface MetadataIndex {
+  readonly l2Tables: Set<number>;
+  readonly refblocks: Set<number>;
+}
+
 export interface Qcow2State {
   readonly node: BlockNode;
+  readonly environment: OpenEnvironment;
   /** Metadata, and data unless there is an external data file. */
   readonly file: BlockChild;
   /** Where guest data lies: `file` itself, or the external data file. */
@@ -61,6 +74,8 @@ export interface Qcow2State {
   unknownExtensions: UnknownExtension[];
   /** The name in the data file extension. */
   dataFileName: string | undefined;
+  /** Where the bitmap directory is, while the image's bitmaps are known to be in step with its data. */
+  bitmaps: BitmapsRecord | undefined;
 
   /** Virtual size in bytes. */
   size: number;
@@ -83,4 +98,39 @@ export interface Qcow2State {
   readonly refcountCache: TableCache;
   /** Held by whoever reads or changes metadata over an await; never while guest data is moved. */
   readonly lock: Mutex;
+  readonly transfers: Transfers;
+  readonly allocations: Allocations;
+
+  /** `dataFile` is another file than `file`. */
+  readonly hasDataFile: boolean;
+  /** Host offsets of clusters are multiples of this and below `maxHostOffset`, so that all kinds of entries hold them. */
+  readonly maxHostOffset: number;
+  /** Where the search for free clusters goes on: invariant 4 of refcount.ts. */
+  freeClusterIndex: number;
+  /** Where the next compressed cluster may start, within a cluster that has room; 0: in a new one. */
+  freeByteOffset: number;
+  /** Clusters (by index) that the file may still refer to, or that transfers may still use, though their refcount is 0. */
+  readonly freed: Set<number>;
+  /** Host ranges that the file is to be told of once they can't be needed any more. */
+  discards: { readonly offset: number; readonly bytes: number }[];
+  /** Old refcount tables, to be freed when the change that replaced them is through. */
+  readonly retiredTables: { readonly offset: number; readonly bytes: number }[];
+  readonly passDiscard: Readonly<Record<DiscardType, boolean>>;
+  /** Refcounts are only right when the image is closed; meanwhile it is marked dirty. */
+  readonly useLazyRefcounts: boolean;
+  readonly checksOverlap: boolean;
+  /** Decompressed clusters, newest last, by their L2 entry as a string. */
+  readonly inflated: Map<string, Uint8Array>;
+  /** Counts freed compressed clusters: what was read before may be out of date. */
+  inflatedGeneration: number;
+  /** Built by the first write that needs it; to be set undefined when the tables are exchanged as a whole. */
+  metadataIndex: MetadataIndex | undefined;
+  /** A corruption was met: every further request is refused. */
+  isBroken: boolean;
+  /** A corruption was met while reading only, and told once. */
+  isCorruptionReported: boolean;
+  /** The file has holes in allocated clusters; undefined: not looked at yet. */
+  metadataPreallocated: boolean | undefined;
+  /** Set until the first change: autoclear bits of what we do not maintain are cleared before it. */
+  clearsAutoclear: boolean;
 }

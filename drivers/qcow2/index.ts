@@ -1,0 +1,119 @@
+/** The qcow2 format.  @qemu block/qcow2.c */
+
+import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
+import { type FormatDriver, type NodeOps, Req } from "../../src/block/driver.ts";
+import { BlockError } from "../../src/block/errors.ts";
+import { blockStatus } from "./block-status.ts";
+import { pwriteCompressed } from "./compressed.ts";
+import { writeIncompatible } from "./corruption.ts";
+import { Incompatible, QCOW2_MAGIC } from "./layout.ts";
+import { l2Coverage } from "./mapping.ts";
+import { openState } from "./open.ts";
+import { pread } from "./read.ts";
+import { settleFreed } from "./refcount.ts";
+import { truncate } from "./resize.ts";
+import { DEFAULT_CLEAN_INTERVAL_SECONDS, options } from "./runtime-options.ts";
+import { listSnapshots, loadSnapshot } from "./snapshot.ts";
+import type { Qcow2State } from "./state.ts";
+import { pwrite } from "./write.ts";
+import { pdiscard, pwriteZeroes } from "./zero.ts";
+
+export const qcow2: FormatDriver<typeof options> = {
+  formatName: "qcow2",
+  kind: "format",
+  options,
+  supportsBacking: true,
+  probe(head) {
+    if (head.length < 8) return 0;
+    const view = new DataView(head.buffer, head.byteOffset, head.length);
+    return view.getUint32(0) === QCOW2_MAGIC && view.getUint32(4) >= 2 ? 100 : 0;
+  },
+
+  async open(co, opening) {
+    const state = await openState(co, opening);
+    const seconds = opening.options["cache-clean-interval"] ?? DEFAULT_CLEAN_INTERVAL_SECONDS;
+    return nodeOps(state, startCleaning(state, seconds));
+  },
+};
+
+/** Forgets tables that were not used for so long. It keeps no process alive. */
+function startCleaning(state: Qcow2State, seconds: number): NodeJS.Timeout | undefined {
+  if (seconds <= 0) return undefined;
+  const timer = setInterval(() => {
+    if (state.lock.isHeld) return;
+    state.l2Cache.dropUnused();
+    state.refcountCache.dropUnused();
+  }, seconds * 1000);
+  return timer.unref();
+}
+
+function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeOps {
+  const { node } = state;
+  return {
+    supportedWriteFlags: 0,
+    supportedZeroFlags: Req.MayUnmap | Req.NoFallback,
+    pread: (co, offset, iov) => pread(co, state, offset, iov),
+    pwrite: (co, offset, iov, flags) =>
+      flags & Req.WriteCompressed ? pwriteCompressed(co, state, offset, iov) : pwrite(co, state, offset, iov),
+    pwriteCompressed: (co, offset, iov) => pwriteCompressed(co, state, offset, iov),
+    pwriteZeroes: (co, offset, bytes, flags) => pwriteZeroes(co, state, offset, bytes, flags),
+    pdiscard: (co, offset, bytes) => pdiscard(co, state, offset, bytes),
+    blockStatus: (co, wantZero, offset, bytes) => blockStatus(co, state, wantZero, offset, bytes),
+    truncate: (co, bytes, exact, prealloc, flags) => truncate(co, state, bytes, exact, prealloc, flags),
+    flushToOs: (co) => state.lock.run(() => writeCaches(co, state)),
+    limits: () => ({
+      pwriteZeroesAlignment: state.subclusterSize,
+      pdiscardAlignment: state.clusterSize,
+    }),
+    // The first cluster of a preallocated image is allocated; then it is as zero as the file is.
+    hasZeroInit: () =>
+      node.totalSectors === 0 || state.l1Table.byteLength === 0 || state.l1Table.getBigUint64(0) === 0n
+        ? true
+        : (state.dataFile.node.ops.hasZeroInit?.() ?? false),
+    getInfo: async () => ({
+      clusterSize: state.clusterSize,
+      subclusterSize: state.subclusterSize,
+      vmStateOffset: Math.ceil(state.size / l2Coverage(state)) * l2Coverage(state),
+      isDirty: (state.incompatibleFeatures & Incompatible.Dirty) !== 0n,
+    }),
+    listSnapshots: async () => listSnapshots(state),
+    async loadSnapshot(co, wanted) {
+      await state.lock.run(() => loadSnapshot(co, state, wanted));
+      state.metadataIndex = undefined;
+    },
+    async reopen(co, readOnly) {
+      if (readOnly) await graphRdlock(co, (reader) => state.lock.run(() => settle(reader, state)));
+      else checkWritable(state);
+      return { commit: () => {}, abort: () => {} };
+    },
+    async close(co) {
+      clearInterval(cleaning);
+      if (node.readOnly || state.isBroken) return;
+      await graphRdlock(co, (reader) => state.lock.run(() => settle(reader, state)));
+    },
+  };
+}
+
+/** Called with the lock held.  @qemu qcow2_write_caches */
+async function writeCaches(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  if (state.isBroken) return;
+  await state.l2Cache.write(co);
+  await state.refcountCache.write(co);
+  await settleFreed(co, state);
+}
+
+/** Leaves a file that is right by itself: for close, and before it is only read. */
+async function settle(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  await writeCaches(co, state);
+  if (!(state.incompatibleFeatures & Incompatible.Dirty)) return;
+  await state.file.flush(co);
+  state.incompatibleFeatures &= ~Incompatible.Dirty;
+  await writeIncompatible(co, state);
+}
+
+function checkWritable(state: Qcow2State): void {
+  if ((state.incompatibleFeatures & Incompatible.Corrupt) !== 0n)
+    throw new BlockError("EACCES", "qcow2: Image is corrupt; cannot be opened read/write");
+  if ((state.incompatibleFeatures & Incompatible.Dirty) !== 0n)
+    throw new BlockError("ENOTSUP", "Could not repair dirty image");
+}

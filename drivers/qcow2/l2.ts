@@ -1,0 +1,304 @@
+/**
+ * The tables on the way to an entry, for whoever is about to change it: L2 tables are made or made the active
+ * image's own, the L1 table grows, entries are set and what they referred to is freed.  @qemu block/qcow2-cluster.c
+ *
+ * Invariants (all functions but `exclusively` are called with the driver's lock held):
+ * 1. A new L2 table, with its refcount, is on the disk before the L1 entry points to it; a new L1 table before the
+ *    header does.
+ * 2. Of two users of an L2 table (a snapshot is the other) neither changes it: it is copied first.
+ * 3. Before the first change of any metadata the header says what must be known about an image left half done: that
+ *    it is dirty (lazy refcounts), and that features that are not maintained here no longer hold.
+ */
+
+import type { Coroutine } from "../../src/block/coroutine.ts";
+import { BlockError } from "../../src/block/errors.ts";
+import { u32, u64 } from "../../src/block/layout.ts";
+import {
+  checkOverlap,
+  checkUsable,
+  noteMoved,
+  signalCorruption,
+  writeAutoclear,
+  writeIncompatible,
+} from "./corruption.ts";
+import {
+  COMPRESSED_HIGH,
+  entryOffset,
+  isCopied,
+  parseCompressed,
+  setEntry,
+  tableOffset,
+  ZERO_LOW,
+} from "./entries.ts";
+import { Autoclear, HeaderV2, Incompatible, MAX_L1_BYTES } from "./layout.ts";
+import { l2Coverage, placeOf } from "./mapping.ts";
+import { allocateClusters, freeClusters, hex } from "./refcount.ts";
+import type { DiscardType, Qcow2State } from "./state.ts";
+import type { Table } from "./table-cache.ts";
+
+/** Runs `fn` with the lock held and no allocation under way in the guest range. Undefined bounds: no matter. */
+export async function exclusively<T>(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  fn: () => Promise<T>,
+): Promise<T> {
+  for (;;) {
+    const waiting = state.lock.acquire();
+    if (waiting) await waiting;
+    const other = state.allocations.overlapping(start, end);
+    if (!other) {
+      try {
+        checkUsable(state);
+        return await fn();
+      } finally {
+        state.lock.release();
+      }
+    }
+    state.lock.release();
+    await other.ended;
+  }
+}
+
+/** Invariant 3. */
+export async function beforeChange(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  if (state.clearsAutoclear) {
+    const kept = state.autoclearFeatures & Autoclear.DataFileRaw;
+    if (kept !== state.autoclearFeatures) {
+      state.autoclearFeatures = kept;
+      await writeAutoclear(co, state);
+      await state.file.flush(co);
+    }
+    state.clearsAutoclear = false;
+  }
+  if (state.useLazyRefcounts && !(state.incompatibleFeatures & Incompatible.Dirty)) {
+    state.incompatibleFeatures |= Incompatible.Dirty;
+    try {
+      await writeIncompatible(co, state);
+    } catch (error) {
+      state.incompatibleFeatures &= ~Incompatible.Dirty;
+      throw error;
+    }
+  }
+}
+
+/** Makes sure that there is an L2 table for the guest offset and that only the active image uses it.  @qemu get_cluster_table */
+export async function ensureL2(co: Coroutine<"read">, state: Qcow2State, guestOffset: number): Promise<void> {
+  const l1Index = Math.floor(guestOffset / l2Coverage(state));
+  if (l1Index >= state.l1Size) await growL1(co, state, l1Index + 1, false);
+  const old = tableOffset(state.l1Table, l1Index);
+  if (old % state.clusterSize !== 0)
+    throw await signalCorruption(
+      co,
+      state,
+      `L2 table offset ${hex(old)} unaligned (L1 index: ${hex(l1Index)})`,
+    );
+  if (old !== 0 && isCopied(state.l1Table, l1Index)) return;
+  const { clusterSize, file } = state;
+  const offset = await allocateClusters(co, state, clusterSize, "L2 table");
+  let isWritten = false;
+  try {
+    const content = await newTableContent(co, state, old);
+    if (file.debug) await file.debug.event(co, "l2_alloc_write");
+    await checkOverlap(co, state, offset, clusterSize);
+    await file.pwrite(co, offset, content);
+    await state.refcountCache.flush(co);
+    isWritten = true;
+    await writeL1Entry(co, state, l1Index, offset);
+    noteMoved(state, "l2Tables", old, offset);
+    const { sliceOffset } = placeOf(state, offset, guestOffset);
+    const start = sliceOffset - offset;
+    await state.l2Cache.put(co, sliceOffset, content.slice(start, start + state.l2Cache.tableBytes));
+  } catch (error) {
+    // A write that failed may still have reached the disk: then the table is better lost than used twice.
+    if (!isWritten) await freeClusters(co, state, offset, clusterSize, "other");
+    throw error;
+  }
+  if (old !== 0) await freeClusters(co, state, old, clusterSize, "other");
+}
+
+async function newTableContent(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  old: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const content = new Uint8Array(state.clusterSize);
+  if (old === 0) return content;
+  await state.l2Cache.write(co);
+  if (state.file.debug) await state.file.debug.event(co, "l2_alloc_cow_read");
+  await state.file.pread(co, old, content);
+  return content;
+}
+
+/** @qemu qcow2_write_l1_entry */
+async function writeL1Entry(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  l1Index: number,
+  l2Offset: number,
+): Promise<void> {
+  const entry = new DataView(new ArrayBuffer(8));
+  setEntry(entry, 0, l2Offset, true);
+  if (state.file.debug) await state.file.debug.event(co, "l1_update");
+  await state.file.pwrite(co, state.l1TableOffset + l1Index * 8, new Uint8Array(entry.buffer));
+  setEntry(state.l1Table, l1Index * 8, l2Offset, true);
+}
+
+/** Moves the L1 table to a larger one. Not `exact`: with room for more growth.  @qemu qcow2_grow_l1_table */
+export async function growL1(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  minEntries: number,
+  exact: boolean,
+): Promise<void> {
+  if (minEntries <= state.l1Size) return;
+  let entries = minEntries;
+  if (!exact)
+    for (entries = Math.max(state.l1Size, 1); entries < minEntries; ) entries = Math.ceil(entries * 1.5);
+  if (entries * 8 > MAX_L1_BYTES) throw new BlockError("EFBIG");
+  const { file } = state;
+  const bytes = Math.ceil((entries * 8) / 512) * 512;
+  const content = new Uint8Array(bytes);
+  content.set(new Uint8Array(state.l1Table.buffer, state.l1Table.byteOffset, state.l1Size * 8));
+  if (file.debug) await file.debug.event(co, "l1_grow_alloc_table");
+  const offset = await allocateClusters(co, state, bytes, "L1 table");
+  let isActivated = false;
+  try {
+    if (file.debug) await file.debug.event(co, "l1_grow_write_table");
+    await checkOverlap(co, state, offset, bytes);
+    await file.pwrite(co, offset, content);
+    await state.refcountCache.flush(co);
+    if (file.debug) await file.debug.event(co, "l1_grow_activate_table");
+    const pointer = new Uint8Array(12);
+    const view = new DataView(pointer.buffer);
+    u32.write(view, 0, entries, false);
+    u64.write(view, 4, offset, false);
+    isActivated = true;
+    await file.pwrite(co, HeaderV2.offsetOf.l1Size, pointer);
+    await file.flush(co);
+  } catch (error) {
+    if (!isActivated) await freeClusters(co, state, offset, bytes, "other");
+    throw error;
+  }
+  const oldOffset = state.l1TableOffset;
+  const oldBytes = state.l1Size * 8;
+  state.l1Table = new DataView(content.buffer);
+  state.l1TableOffset = offset;
+  state.l1Size = entries;
+  await freeClusters(co, state, oldOffset, oldBytes, "other");
+}
+
+/** The slice with the entry for a guest offset, to be changed before the next await. `ensureL2` has been called. */
+export async function sliceFor(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+): Promise<{ readonly slice: Table; readonly index: number }> {
+  const l2Offset = tableOffset(state.l1Table, Math.floor(guestOffset / l2Coverage(state)));
+  const { sliceOffset, index } = placeOf(state, l2Offset, guestOffset);
+  return { slice: await state.l2Cache.load(co, sliceOffset), index };
+}
+
+/** The entry at `index` of a slice, as it stands there. */
+export interface RawEntry {
+  readonly high: number;
+  readonly low: number;
+  /** With extended L2; else 0. */
+  readonly zeroBits: number;
+  readonly allocatedBits: number;
+}
+
+export function readEntry(state: Qcow2State, slice: Table, index: number): RawEntry {
+  const at = index * state.l2EntryBytes;
+  const { view } = slice;
+  return {
+    high: view.getUint32(at),
+    low: view.getUint32(at + 4),
+    zeroBits: state.extendedL2 ? view.getUint32(at + 8) : 0,
+    allocatedBits: state.extendedL2 ? view.getUint32(at + 12) : 0,
+  };
+}
+
+export function writeEntry(state: Qcow2State, slice: Table, index: number, entry: RawEntry): void {
+  const at = index * state.l2EntryBytes;
+  const { view } = slice;
+  view.setUint32(at, entry.high);
+  view.setUint32(at + 4, entry.low);
+  if (state.extendedL2) {
+    view.setUint32(at + 8, entry.zeroBits);
+    view.setUint32(at + 12, entry.allocatedBits);
+  }
+  slice.markDirty(at, at + state.l2EntryBytes);
+}
+
+export function sameEntry(a: RawEntry, b: RawEntry): boolean {
+  return (
+    a.high === b.high && a.low === b.low && a.zeroBits === b.zeroBits && a.allocatedBits === b.allocatedBits
+  );
+}
+
+/** Whether the entry has a host cluster of its own, or compressed data. */
+export function hasHostData(state: Qcow2State, { high, low }: RawEntry): boolean {
+  if (high & COMPRESSED_HIGH) return true;
+  return entryOffset(high, low) > 0 || (state.hasDataFile && high >= 0x80000000);
+}
+
+/** Frees what entries referred to that are gone from the tables: neighbours in one go.  @qemu qcow2_free_any_cluster */
+export async function freeEntries(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  entries: readonly RawEntry[],
+  discard: DiscardType,
+): Promise<void> {
+  let start = 0;
+  let end = 0;
+  const flushRun = async () => {
+    if (end > start) await release(co, state, start, end - start, discard);
+  };
+  for (const entry of entries) {
+    if (!hasHostData(state, entry)) continue;
+    const { high, low } = entry;
+    if (high & COMPRESSED_HIGH) {
+      if (state.hasDataFile) continue;
+      const extent = parseCompressed(high, low, state.clusterBits);
+      state.inflated.delete(`${high}:${low}`);
+      state.inflatedGeneration++;
+      await freeClusters(co, state, extent.hostOffset, extent.bytes, discard);
+      continue;
+    }
+    const offset = entryOffset(high, low);
+    if (offset % state.clusterSize !== 0) {
+      await signalCorruption(co, state, `Cannot free unaligned cluster ${hex(offset)}`);
+      continue;
+    }
+    if (offset !== end) {
+      await flushRun();
+      start = offset;
+    }
+    end = offset + state.clusterSize;
+  }
+  await flushRun();
+}
+
+async function release(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  offset: number,
+  bytes: number,
+  discard: DiscardType,
+): Promise<void> {
+  if (!state.hasDataFile) return freeClusters(co, state, offset, bytes, discard);
+  if (!state.passDiscard[discard]) return;
+  // Nothing else is ever put there, but a transfer that is under way must find what it looks for.
+  await state.transfers.barrier();
+  try {
+    await state.dataFile.pdiscard(co, offset, bytes);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+  }
+}
+
+/** Whether an entry's zero flag is set (not with extended L2). */
+export function isZeroEntry(state: Qcow2State, entry: RawEntry): boolean {
+  return !state.extendedL2 && !(entry.high & COMPRESSED_HIGH) && (entry.low & ZERO_LOW) !== 0;
+}

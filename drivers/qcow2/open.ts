@@ -1,0 +1,189 @@
+/** Opening: the header, the tables and the data file become the state of the node.  @qemu qcow2_do_open */
+
+import type { BlockChild } from "../../src/block/child.ts";
+import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
+import { BlockError } from "../../src/block/errors.ts";
+import type { OpeningNode } from "../../src/block/open.ts";
+import { MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
+import { prepareCodec } from "./codec.ts";
+import { checkOverlap, writeAutoclear } from "./corruption.ts";
+import { type ParsedHeader, parseHeader } from "./header.ts";
+import { Allocations, Transfers } from "./in-flight.ts";
+import { Autoclear, Compatible, Incompatible } from "./layout.ts";
+import { Mutex } from "./mutex.ts";
+import { cacheSizes, checkOverlapOptions, type options } from "./runtime-options.ts";
+import { readSnapshots } from "./snapshot.ts";
+import type { Qcow2State } from "./state.ts";
+import { TableCache, type TableCacheOptions } from "./table-cache.ts";
+
+type Opening = OpeningNode<typeof options>;
+
+export async function openState(co: Coroutine<"none">, opening: Opening): Promise<Qcow2State> {
+  const { node, environment, flags } = opening;
+  const file = await opening.openFileChild(co);
+  const header = await graphRdlock(co, (reader) =>
+    parseHeader(reader, file, { writable: !node.readOnly && !flags.check, warn: environment.warn }),
+  );
+  const isDirty = (header.incompatibleFeatures & Incompatible.Dirty) !== 0n;
+  if (isDirty && !node.readOnly && !flags.check)
+    throw new BlockError("ENOTSUP", "Could not repair dirty image");
+  if (header.compressionType === "zstd") await prepareCodec("zstd");
+  const dataFile = await openDataFile(co, opening, header, file);
+  node.backingFilename = header.backingFile;
+  node.backingFormat = header.backingFormat;
+  node.totalSectors = Math.floor(header.size / SECTOR_SIZE);
+  return graphRdlock(co, async (reader) => {
+    const state = await makeState(reader, opening, header, file, dataFile);
+    await clearUnknownAutoclear(reader, state);
+    return state;
+  });
+}
+
+/** The child that guest data lies in. */
+async function openDataFile(
+  co: Coroutine<"none">,
+  { openChild, openReference, flags }: Opening,
+  header: ParsedHeader,
+  file: BlockChild,
+): Promise<BlockChild> {
+  const isNeeded = (header.incompatibleFeatures & Incompatible.DataFile) !== 0n;
+  const role = { data: true };
+  const byUser = await openChild(co, "data-file", role);
+  if (!isNeeded) {
+    if (byUser)
+      throw new BlockError("EINVAL", "'data-file' can only be set for images with an external data file");
+    return file;
+  }
+  if (byUser) return byUser;
+  // Whoever only wants to know about the image does not touch what it names.
+  if (flags.noIo) return file;
+  if (header.dataFileName === undefined)
+    throw new BlockError("EINVAL", "'data-file' is required for this image");
+  return openReference(co, "data-file", role, "data file", header.dataFileName);
+}
+
+async function makeState(
+  co: Coroutine<"read">,
+  { node, environment, options: given, flags }: Opening,
+  header: ParsedHeader,
+  file: BlockChild,
+  dataFile: BlockChild,
+): Promise<Qcow2State> {
+  const { clusterBits } = header;
+  const clusterSize = 2 ** clusterBits;
+  const extendedL2 = (header.incompatibleFeatures & Incompatible.ExtendedL2) !== 0n;
+  const l2EntryBytes = extendedL2 ? 16 : 8;
+  const subclusters = extendedL2 ? 32 : 1;
+  const sizes = cacheSizes(given, header.size, clusterSize, l2EntryBytes);
+  const checksOverlap = checkOverlapOptions(given);
+  const lazy = given["lazy-refcounts"] ?? (header.compatibleFeatures & Compatible.LazyRefcounts) !== 0n;
+  if (lazy && header.version < 3)
+    throw new BlockError(
+      "EINVAL",
+      "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+    );
+  const l1Table = await readTable(
+    co,
+    file,
+    header.l1TableOffset,
+    header.l1Size * 8,
+    "Could not read L1 table",
+  );
+  const refcountTable = await readTable(
+    co,
+    file,
+    header.refcountTableOffset,
+    header.refcountTableClusters * clusterSize,
+    "Could not initialize refcount handling",
+  );
+  const { snapshots, tableBytes } = await readSnapshots(co, file, header);
+  const check =
+    (exempt: "active L2 table" | "refcount block"): TableCacheOptions["checkWrite"] =>
+    (writer, offset, bytes) =>
+      checkOverlap(writer, state, offset, bytes, exempt);
+  const state: Qcow2State = {
+    ...header,
+    unknownExtensions: [...header.unknownExtensions],
+    node,
+    environment,
+    file,
+    dataFile,
+    hasDataFile: (header.incompatibleFeatures & Incompatible.DataFile) !== 0n,
+    clusterSize,
+    l2EntryBytes,
+    l2Entries: clusterSize / l2EntryBytes,
+    extendedL2,
+    subclusters,
+    subclusterSize: clusterSize / subclusters,
+    l1Table,
+    refcountTable,
+    snapshots,
+    snapshotTableBytes: tableBytes,
+    l2Cache: new TableCache({
+      file,
+      dataFile,
+      tableBytes: sizes.l2EntryBytes,
+      capacity: sizes.l2Tables,
+      loadEvent: "l2_load",
+      checkWrite: check("active L2 table"),
+    }),
+    refcountCache: new TableCache({
+      file,
+      dataFile,
+      tableBytes: clusterSize,
+      capacity: sizes.refcountTables,
+      loadEvent: "refblock_load",
+      checkWrite: check("refcount block"),
+    }),
+    lock: new Mutex(),
+    transfers: new Transfers(),
+    allocations: new Allocations(),
+    maxHostOffset: Math.min(MAX_LENGTH, 2 ** (70 - clusterBits)),
+    freeClusterIndex: 0,
+    freeByteOffset: 0,
+    freed: new Set(),
+    discards: [],
+    retiredTables: [],
+    passDiscard: {
+      never: false,
+      always: true,
+      request: given["pass-discard-request"] ?? flags.unmap,
+      snapshot: given["pass-discard-snapshot"] ?? true,
+      other: given["pass-discard-other"] ?? false,
+    },
+    useLazyRefcounts: lazy,
+    checksOverlap,
+    inflated: new Map(),
+    inflatedGeneration: 0,
+    metadataIndex: undefined,
+    isBroken: false,
+    isCorruptionReported: false,
+    metadataPreallocated: undefined,
+    clearsAutoclear: (header.autoclearFeatures & Autoclear.Bitmaps) !== 0n,
+  };
+  return state;
+}
+
+async function readTable(
+  co: Coroutine<"read">,
+  file: BlockChild,
+  offset: number,
+  bytes: number,
+  message: string,
+): Promise<DataView<ArrayBuffer>> {
+  const table = new Uint8Array(bytes);
+  try {
+    await file.pread(co, offset, table);
+  } catch (error) {
+    throw BlockError.wrap(message, error);
+  }
+  return new DataView(table.buffer);
+}
+
+/** What we know nothing of can't be kept in step with what is written. */
+async function clearUnknownAutoclear(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  const known = state.autoclearFeatures & (Autoclear.Bitmaps | Autoclear.DataFileRaw);
+  if (state.node.readOnly || known === state.autoclearFeatures) return;
+  state.autoclearFeatures = known;
+  await writeAutoclear(co, state);
+}

@@ -1,0 +1,295 @@
+/**
+ * Refcounts of host clusters, and the search for free ones.  @qemu block/qcow2-refcount.c
+ *
+ * Invariants (all functions are called with the driver's lock held):
+ * 1. A refcount that grows is in the file before any entry that refers to the cluster: whoever writes such an entry
+ *    makes the L2 cache depend on the refcount cache, or flushes the latter.
+ * 2. A refcount that falls reaches the file after the entry that referred to the cluster is gone from it: the refcount
+ *    cache depends on the L2 cache then.
+ * 3. A cluster in `freed` has refcount 0 but may still be referred to in the file, or be under transfer. It is used
+ *    again, or given back to the file system, only after `settleFreed`.
+ * 4. Clusters that are chosen but have no refcount yet lie below `freeClusterIndex`, so that refcount blocks and
+ *    tables that are made meanwhile land behind them. What is freed by that is freed afterwards.
+ */
+
+import type { Coroutine } from "../../src/block/coroutine.ts";
+import { assert, BlockError } from "../../src/block/errors.ts";
+import { signalCorruption } from "./corruption.ts";
+import { type RefcountAccess, refcountAccess, tableOffset } from "./entries.ts";
+import { addRefblock } from "./refcount-blocks.ts";
+import type { DiscardType, Qcow2State } from "./state.ts";
+import type { Table } from "./table-cache.ts";
+
+/** Freed clusters that are remembered before they are settled. */
+const MAX_FREED = 16 * 1024;
+
+const accessors = [0, 1, 2, 3, 4, 5, 6].map(refcountAccess);
+
+/** Reading and writing refcounts of the image's width. */
+export function refcountsOf(state: Qcow2State): RefcountAccess {
+  return accessors[Math.log2(state.refcountBits)] as RefcountAccess;
+}
+
+/** Refcounts that one block holds. */
+export function refblockEntries(state: Qcow2State): number {
+  return (state.clusterSize * 8) / state.refcountBits;
+}
+
+/** The refcount of a cluster; 0 where there is no block for it. */
+export async function getRefcount(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  clusterIndex: number,
+): Promise<number> {
+  const block = peekRefblock(state, clusterIndex) ?? (await loadRefblock(co, state, clusterIndex));
+  if (block === NO_BLOCK) return 0;
+  return refcountsOf(state).get(block.view, clusterIndex % refblockEntries(state));
+}
+
+const NO_BLOCK = null;
+
+/** The block that has the cluster's refcount: null if there is none, undefined if it is not in memory. */
+function peekRefblock(state: Qcow2State, clusterIndex: number): Table | typeof NO_BLOCK | undefined {
+  const tableIndex = Math.floor(clusterIndex / refblockEntries(state));
+  if (tableIndex * 8 >= state.refcountTable.byteLength) return NO_BLOCK;
+  const offset = tableOffset(state.refcountTable, tableIndex);
+  return offset === 0 ? NO_BLOCK : state.refcountCache.peek(offset);
+}
+
+async function loadRefblock(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  clusterIndex: number,
+): Promise<Table | typeof NO_BLOCK> {
+  const tableIndex = Math.floor(clusterIndex / refblockEntries(state));
+  if (tableIndex * 8 >= state.refcountTable.byteLength) return NO_BLOCK;
+  const offset = tableOffset(state.refcountTable, tableIndex);
+  if (offset === 0) return NO_BLOCK;
+  if (offset % state.clusterSize !== 0) {
+    throw await signalCorruption(
+      co,
+      state,
+      `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: ${hex(tableIndex)})`,
+    );
+  }
+  return state.refcountCache.load(co, offset);
+}
+
+/** As C's %#x prints it. */
+export function hex(value: number): string {
+  return value === 0 ? "0" : `0x${value.toString(16)}`;
+}
+
+/**
+ * Adds 1 to, or takes 1 from, the refcount of every cluster that [offset, offset + bytes) touches. All or nothing,
+ * as far as undoing succeeds.  @qemu update_refcount
+ */
+export async function updateRefcount(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  offset: number,
+  bytes: number,
+  addend: 1 | -1,
+  discard: DiscardType,
+): Promise<void> {
+  await changeRefcounts(co, state, offset, bytes, addend, discard);
+  for (let table = state.retiredTables.pop(); table; table = state.retiredTables.pop())
+    await freeClusters(co, state, table.offset, table.bytes, "other");
+  if (state.freed.size > MAX_FREED) await settleFreed(co, state);
+}
+
+/** The same, within such a change: what else it frees stays for later. */
+export async function changeRefcounts(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  offset: number,
+  bytes: number,
+  addend: 1 | -1,
+  discard: DiscardType,
+): Promise<void> {
+  if (bytes === 0) return;
+  if (addend < 0) await state.refcountCache.setDependency(co, state.l2Cache);
+  const first = Math.floor(offset / state.clusterSize);
+  const last = Math.floor((offset + bytes - 1) / state.clusterSize);
+  let index = first;
+  try {
+    for (; index <= last; index++) await changeRefcount(co, state, index, addend, discard);
+  } catch (error) {
+    for (let undone = first; undone < index; undone++)
+      await changeRefcount(co, state, undone, addend > 0 ? -1 : 1, "never").catch(() => {});
+    throw error;
+  }
+}
+
+async function changeRefcount(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  clusterIndex: number,
+  addend: 1 | -1,
+  discard: DiscardType,
+): Promise<void> {
+  const { get, set, max } = refcountsOf(state);
+  const entries = refblockEntries(state);
+  let block = peekRefblock(state, clusterIndex);
+  if (block === undefined) block = await loadRefblock(co, state, clusterIndex);
+  if (block === NO_BLOCK) {
+    if (addend < 0) throw new BlockError("EINVAL");
+    block = await addRefblock(co, state, Math.floor(clusterIndex / entries));
+  }
+  const position = clusterIndex % entries;
+  const refcount = get(block.view, position) + addend;
+  if (refcount < 0 || refcount > max) throw new BlockError("EINVAL");
+  set(block.view, position, refcount);
+  const byte = Math.floor((position * state.refcountBits) / 8);
+  block.markDirty(byte, byte + Math.ceil(state.refcountBits / 8));
+  if (refcount === 0) noteFreed(state, clusterIndex, discard);
+}
+
+function noteFreed(state: Qcow2State, clusterIndex: number, discard: DiscardType): void {
+  const offset = clusterIndex * state.clusterSize;
+  state.freeClusterIndex = Math.min(state.freeClusterIndex, clusterIndex);
+  state.freed.add(clusterIndex);
+  if (Math.floor(state.freeByteOffset / state.clusterSize) === clusterIndex) state.freeByteOffset = 0;
+  state.l2Cache.drop(offset, state.clusterSize);
+  state.refcountCache.drop(offset, state.clusterSize);
+  if (!state.passDiscard[discard]) return;
+  const last = state.discards.at(-1);
+  if (last && last.offset + last.bytes === offset)
+    state.discards[state.discards.length - 1] = {
+      offset: last.offset,
+      bytes: last.bytes + state.clusterSize,
+    };
+  else state.discards.push({ offset, bytes: state.clusterSize });
+}
+
+/**
+ * Makes what was freed usable again: the entries that referred to it are gone from the disk, and no transfer touches
+ * it. The file is told what it need not keep.
+ */
+export async function settleFreed(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  if (state.freed.size === 0) return;
+  await state.l2Cache.flush(co);
+  await state.transfers.barrier();
+  state.freed.clear();
+  const { discards } = state;
+  state.discards = [];
+  for (const { offset, bytes } of discards) await passDiscard(co, state, offset, bytes);
+}
+
+/** Nothing was taken anew since it was freed: that would have settled it first. A failure loses space only. */
+async function passDiscard(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  try {
+    await state.file.pdiscard(co, offset, bytes);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+  }
+}
+
+/** `count` free clusters in a row: the index of the first. They get no refcount yet.  @qemu alloc_clusters_noref */
+export async function findFreeClusters(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  count: number,
+): Promise<number> {
+  const { get } = refcountsOf(state);
+  const entries = refblockEntries(state);
+  const end = Math.floor(state.maxHostOffset / state.clusterSize);
+  let index = state.freeClusterIndex;
+  let run = 0;
+  let needsSettling = false;
+  while (run < count) {
+    if (index >= end) throw new BlockError("EFBIG");
+    let block = peekRefblock(state, index);
+    if (block === undefined) block = await loadRefblock(co, state, index);
+    if (block !== NO_BLOCK && get(block.view, index % entries) !== 0) {
+      run = 0;
+      needsSettling = false;
+    } else {
+      run++;
+      needsSettling ||= state.freed.size > 0 && state.freed.has(index);
+    }
+    index++;
+  }
+  state.freeClusterIndex = index;
+  if (needsSettling) await settleFreed(co, state);
+  return index - count;
+}
+
+/** `bytes` in whole clusters that follow each other, each with refcount 1: host offset of the first.  @qemu qcow2_alloc_clusters */
+export async function allocateClusters(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  bytes: number,
+  what: string,
+): Promise<number> {
+  const { file, clusterSize } = state;
+  if (file.debug) await file.debug.event(co, "cluster_alloc");
+  const first = await findFreeClusters(co, state, Math.ceil(bytes / clusterSize));
+  if (first === 0)
+    throw await signalCorruption(co, state, `Preventing invalid allocation of ${what} at offset 0`);
+  await updateRefcount(co, state, first * clusterSize, bytes, 1, "never");
+  return first * clusterSize;
+}
+
+/**
+ * `bytes` (a cluster at most) behind the last ones that were given so: compressed clusters share host clusters.
+ * @qemu qcow2_alloc_bytes
+ */
+export async function allocateBytes(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  bytes: number,
+): Promise<number> {
+  const { file, clusterSize } = state;
+  assert(bytes > 0 && bytes <= clusterSize, "compressed data is a cluster at most");
+  if (file.debug) await file.debug.event(co, "cluster_alloc_bytes");
+  let offset = state.freeByteOffset;
+  if (offset > 0) {
+    const refcount = await getRefcount(co, state, Math.floor(offset / clusterSize));
+    if (refcount === refcountsOf(state).max) offset = 0;
+  }
+  const room = offset > 0 ? clusterSize - (offset % clusterSize) : 0;
+  if (room < bytes) {
+    const fresh = (await findFreeClusters(co, state, 1)) * clusterSize;
+    if (fresh === 0)
+      throw await signalCorruption(
+        co,
+        state,
+        "Preventing invalid allocation of compressed cluster at offset 0",
+      );
+    // A cluster right behind the last one goes on with it.
+    if (offset === 0 || offset + room !== fresh) offset = fresh;
+  }
+  try {
+    await updateRefcount(co, state, offset, bytes, 1, "never");
+  } catch (error) {
+    state.freeByteOffset = 0;
+    throw error;
+  }
+  const next = offset + bytes;
+  state.freeByteOffset = next % clusterSize === 0 ? 0 : next;
+  return offset;
+}
+
+/** Takes one reference from each cluster of the range. A failure leaks them, which is no reason to fail.  @qemu qcow2_free_clusters */
+export async function freeClusters(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  offset: number,
+  bytes: number,
+  discard: DiscardType,
+): Promise<void> {
+  const { file } = state;
+  if (file.debug) await file.debug.event(co, "cluster_free");
+  try {
+    await updateRefcount(co, state, offset, bytes, -1, discard);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    state.environment.warn(`qcow2_free_clusters failed: ${error.message}`);
+  }
+}

@@ -1,0 +1,111 @@
+/** The options that a qcow2 node takes beside its children, and what they come to.  @qemu qcow2_runtime_opts */
+
+import { BlockError } from "../../src/block/errors.ts";
+import type { OptionTable, OptionValues } from "../../src/block/options.ts";
+import { alignUp, isPowerOfTwo, KiB, MiB } from "../../src/block/units.ts";
+
+export const options = {
+  /** Refcounts are brought up to date when the image is closed; meanwhile it is marked dirty. */
+  "lazy-refcounts": { type: "bool" },
+  /** Tell the file of clusters that a discard of the guest frees. */
+  "pass-discard-request": { type: "bool" },
+  "pass-discard-snapshot": { type: "bool" },
+  "pass-discard-other": { type: "bool" },
+  /** none, constant, cached or all. */
+  "overlap-check": { type: "string" },
+  "overlap-check.template": { type: "string" },
+  "overlap-check.main-header": { type: "bool" },
+  "overlap-check.active-l1": { type: "bool" },
+  "overlap-check.active-l2": { type: "bool" },
+  "overlap-check.refcount-table": { type: "bool" },
+  "overlap-check.refcount-block": { type: "bool" },
+  "overlap-check.snapshot-table": { type: "bool" },
+  "overlap-check.inactive-l1": { type: "bool" },
+  "overlap-check.inactive-l2": { type: "bool" },
+  "overlap-check.bitmap-directory": { type: "bool" },
+  /** Bytes of both metadata caches together. */
+  "cache-size": { type: "size" },
+  "l2-cache-size": { type: "size" },
+  /** Bytes of an L2 table that are read and kept as a unit. */
+  "l2-cache-entry-size": { type: "size" },
+  "refcount-cache-size": { type: "size" },
+  /** Seconds after which unused tables are forgotten; 0: never. */
+  "cache-clean-interval": { type: "number" },
+} as const satisfies OptionTable;
+
+/** The largest L2 cache where nothing is said.  @qemu DEFAULT_L2_CACHE_MAX_SIZE */
+const MAX_DEFAULT_L2_CACHE = 32 * MiB;
+const DEFAULT_L2_CACHE_ENTRY = 64 * KiB;
+const MIN_L2_TABLES = 2;
+const MIN_REFCOUNT_TABLES = 4;
+export const DEFAULT_CLEAN_INTERVAL_SECONDS = 600;
+
+export interface CacheSizes {
+  readonly l2EntryBytes: number;
+  readonly l2Tables: number;
+  readonly refcountTables: number;
+}
+
+/** @qemu read_cache_sizes */
+export function cacheSizes(
+  given: OptionValues<typeof options>,
+  virtualBytes: number,
+  clusterSize: number,
+  entryBytes: number,
+): CacheSizes {
+  const combined = given["cache-size"];
+  const givenL2 = given["l2-cache-size"];
+  const givenRefcount = given["refcount-cache-size"];
+  const l2EntryBytes = given["l2-cache-entry-size"] ?? Math.min(DEFAULT_L2_CACHE_ENTRY, clusterSize);
+  const minRefcount = MIN_REFCOUNT_TABLES * clusterSize;
+  // What covers the whole disk.
+  const fullL2 = alignUp(Math.ceil(virtualBytes / clusterSize) * entryBytes, clusterSize);
+  let l2 = givenL2 ?? Math.min(fullL2, MAX_DEFAULT_L2_CACHE);
+  let refcount = givenRefcount ?? minRefcount;
+  if (combined !== undefined) {
+    if (givenL2 !== undefined && givenRefcount !== undefined)
+      throw new BlockError(
+        "EINVAL",
+        "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
+      );
+    if (givenL2 !== undefined && givenL2 > combined)
+      throw new BlockError("EINVAL", "l2-cache-size may not exceed cache-size");
+    if (givenRefcount !== undefined && givenRefcount > combined)
+      throw new BlockError("EINVAL", "refcount-cache-size may not exceed cache-size");
+    if (givenL2 !== undefined) refcount = combined - givenL2;
+    else if (givenRefcount !== undefined) l2 = combined - givenRefcount;
+    else {
+      // The L2 cache first, as far as it is of use.
+      l2 = combined > fullL2 + minRefcount ? fullL2 : Math.max(combined - minRefcount, 0);
+      refcount = combined - l2;
+    }
+  }
+  if (l2EntryBytes < 512 || l2EntryBytes > clusterSize || !isPowerOfTwo(l2EntryBytes))
+    throw new BlockError(
+      "EINVAL",
+      `L2 cache entry size must be a power of two between 512 and the cluster size (${clusterSize})`,
+    );
+  const l2Tables = Math.max(Math.floor(l2 / l2EntryBytes), MIN_L2_TABLES);
+  if (l2Tables > 2 ** 31 - 1) throw new BlockError("EINVAL", "L2 cache size too big");
+  const refcountTables = Math.max(Math.floor(refcount / clusterSize), MIN_REFCOUNT_TABLES);
+  if (refcountTables > 2 ** 31 - 1) throw new BlockError("EINVAL", "Refcount cache size too big");
+  return { l2EntryBytes, l2Tables, refcountTables };
+}
+
+/** Whether writes are checked against the image's own tables. */
+export function checkOverlapOptions(given: OptionValues<typeof options>): boolean {
+  const whole = given["overlap-check"];
+  const template = given["overlap-check.template"];
+  if (whole !== undefined && template !== undefined && whole !== template)
+    throw new BlockError(
+      "EINVAL",
+      `Conflicting values for qcow2 options 'overlap-check' ('${whole}') and 'overlap-check.template' ('${template}')`,
+    );
+  const mode = whole ?? template ?? "cached";
+  if (!["none", "constant", "cached", "all"].includes(mode))
+    throw new BlockError(
+      "EINVAL",
+      `Unsupported value '${mode}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all`,
+    );
+  return mode !== "none";
+}

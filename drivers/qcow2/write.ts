@@ -1,0 +1,418 @@
+/**
+ * Writing guest data: in place where the cluster is the image's own, else into new clusters, with the rest of them
+ * copied from what the guest saw there.  @qemu qcow2_co_pwritev_part
+ *
+ * Invariants:
+ * 1. Clusters are chosen and entries are set with the lock held; data moves without it, as a transfer where the
+ *    cluster is in use already, and as an allocation (in-flight.ts) where it is not yet.
+ * 2. An entry is set after the data that it shows, old and new, has been handed to the file; data that was there
+ *    before is on the disk before the entry is (`dependsOnFlush`).
+ * 3. A write that fails gives back what it has chosen and leaves the entries as they were.
+ */
+
+import type { Coroutine } from "../../src/block/coroutine.ts";
+import { Req } from "../../src/block/driver.ts";
+import { BlockError } from "../../src/block/errors.ts";
+import { type IoVector, iovConcat, iovLength, iovSlice } from "../../src/block/iov.ts";
+import { checkOverlap, checkUsable, signalCorruption } from "./corruption.ts";
+import { COMPRESSED_HIGH, COPIED_HIGH } from "./entries.ts";
+import { type Allocation, Pieces } from "./in-flight.ts";
+import {
+  beforeChange,
+  ensureL2,
+  exclusively,
+  freeEntries,
+  type RawEntry,
+  readEntry,
+  sliceFor,
+  writeEntry,
+} from "./l2.ts";
+import {
+  bitRange,
+  isL2Copied,
+  Kind,
+  loadSlice,
+  lookUp,
+  type Mapping,
+  peekMapping,
+  sliceEntries,
+} from "./mapping.ts";
+import { MAX_PIECES, pread } from "./read.ts";
+import { allocateClusters, freeClusters } from "./refcount.ts";
+import type { Qcow2State } from "./state.ts";
+import type { Table } from "./table-cache.ts";
+
+const TWO_32 = 2 ** 32;
+
+/** Clusters that a write has got, and what of them must be copied. Guest offsets, but for `hostOffset`.  @qemu QCowL2Meta */
+interface Plan {
+  readonly allocation: Allocation;
+  /** Of the first cluster. */
+  readonly start: number;
+  readonly clusters: number;
+  /** Host offset of the first cluster. */
+  readonly hostOffset: number;
+  /** The host clusters were there already: they only get their entries changed. */
+  readonly reuses: boolean;
+  readonly writeStart: number;
+  readonly writeEnd: number;
+  /** What becomes data of this image: [copyStart, copyEnd) around the write. */
+  readonly copyStart: number;
+  readonly copyEnd: number;
+  /** Content that the guest could see is replaced by the entries. */
+  readonly replaces: boolean;
+}
+
+/** Writes `iov` at `guestOffset`. What is cached and in place costs one write of the file and no other wait. */
+export function pwrite(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  iov: IoVector,
+): Promise<void> {
+  checkUsable(state);
+  const bytes = iovLength(iov);
+  if (state.allocations.isEmpty && !state.clearsAutoclear) {
+    const mapping = peekMapping(state, guestOffset, bytes);
+    if (mapping && mapping.bytes === bytes && isInPlace(state, mapping, guestOffset))
+      return writeHost(co, state, mapping.hostOffset, iov);
+  }
+  return writePieces(co, state, guestOffset, iov, bytes);
+}
+
+function isInPlace(state: Qcow2State, mapping: Mapping, guestOffset: number): boolean {
+  return mapping.kind === Kind.Normal && mapping.copied && isL2Copied(state, guestOffset);
+}
+
+async function writeHost(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  hostOffset: number,
+  iov: IoVector,
+): Promise<void> {
+  const { dataFile, transfers } = state;
+  const epoch = transfers.begin();
+  try {
+    if (!state.hasDataFile) {
+      const refused = checkOverlap(co, state, hostOffset, iovLength(iov));
+      if (refused) await refused;
+    }
+    if (dataFile.debug) await dataFile.debug.event(co, "write_aio");
+    await dataFile.pwrite(co, hostOffset, iov);
+  } finally {
+    transfers.end(epoch);
+  }
+}
+
+async function writePieces(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  iov: IoVector,
+  bytes: number,
+): Promise<void> {
+  const pieces = new Pieces(MAX_PIECES);
+  try {
+    for (let done = 0; done < bytes && !pieces.failed; ) {
+      const piece = await nextPiece(co, state, guestOffset + done, bytes - done);
+      if (!piece) continue;
+      const data = iovSlice(iov, done, done + piece.bytes);
+      const full = pieces.add(piece.run(data));
+      done += piece.bytes;
+      if (full) await full;
+    }
+  } catch (error) {
+    await pieces.finish().catch(() => {});
+    throw error;
+  }
+  await pieces.finish();
+}
+
+interface WritePiece {
+  readonly bytes: number;
+  readonly run: (data: IoVector) => Promise<void>;
+}
+
+/** Undefined: something was waited for, look again. */
+async function nextPiece(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  at: number,
+  bytes: number,
+): Promise<WritePiece | undefined> {
+  if (state.clearsAutoclear) await state.lock.run(() => beforeChange(co, state));
+  const cluster = at - (at % state.clusterSize);
+  const other = state.allocations.overlapping(cluster, cluster + state.clusterSize);
+  if (other) {
+    await other.ended;
+    return undefined;
+  }
+  const mapping = peekMapping(state, at, bytes);
+  if (!mapping) {
+    await loadSlice(co, state, at);
+    return undefined;
+  }
+  if (mapping.kind === Kind.Invalid) throw await signalCorruption(co, state, mapping.problem as string);
+  if (isInPlace(state, mapping, at)) {
+    const free = state.allocations.freeBytes(at, mapping.bytes);
+    // This function's promise hands over a turn later; the transfer must begin in the turn of the lookup.
+    const epoch = state.transfers.begin();
+    return {
+      bytes: free,
+      run: (data) => writeHost(co, state, mapping.hostOffset, data).finally(() => state.transfers.end(epoch)),
+    };
+  }
+  const plan = await allocate(co, state, at, bytes);
+  return plan && { bytes: plan.writeEnd - plan.writeStart, run: (data) => fulfil(co, state, plan, data) };
+}
+
+/** Chooses host clusters for a write from `at` on. Undefined: it has become a write in place meanwhile. */
+function allocate(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  at: number,
+  bytes: number,
+): Promise<Plan | undefined> {
+  const start = at - (at % state.clusterSize);
+  return exclusively(state, start, start + state.clusterSize, async () => {
+    await beforeChange(co, state);
+    await ensureL2(co, state, at);
+    const mapping = await lookUp(co, state, at, bytes);
+    if (isInPlace(state, mapping, at)) return undefined;
+    const { slice, index } = await sliceFor(co, state, at);
+    const reuses = canReuse(mapping);
+    const extent = reuses
+      ? reusedExtent(state, slice, index, mapping, at, bytes)
+      : newExtent(state, slice, index, start, at, bytes);
+    const hostOffset = await hostOffsetFor(co, state, mapping, at, reuses, extent.clusters);
+    return {
+      ...extent,
+      start,
+      hostOffset,
+      reuses,
+      writeStart: at,
+      allocation: state.allocations.begin(start, start + extent.clusters * state.clusterSize),
+    };
+  });
+}
+
+async function hostOffsetFor(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  mapping: Mapping,
+  at: number,
+  reuses: boolean,
+  clusters: number,
+): Promise<number> {
+  const within = at % state.clusterSize;
+  if (reuses) return mapping.hostOffset - within;
+  if (state.hasDataFile) return at - within;
+  return allocateClusters(co, state, clusters * state.clusterSize, "data cluster");
+}
+
+/** A cluster that is set aside, or has other subclusters already, and is the active image's alone. */
+function canReuse({ kind, copied }: Mapping): boolean {
+  return copied && (kind === Kind.ZeroAlloc || kind === Kind.UnallocatedAlloc);
+}
+
+type Extent = Pick<Plan, "clusters" | "writeEnd" | "copyStart" | "copyEnd" | "replaces">;
+
+/** The run of set-aside clusters; with extended L2 one cluster, of which only the touched subclusters change. */
+function reusedExtent(
+  state: Qcow2State,
+  slice: Table,
+  index: number,
+  mapping: Mapping,
+  at: number,
+  bytes: number,
+): Extent {
+  const { clusterSize, subclusterSize } = state;
+  const start = at - (at % clusterSize);
+  if (!state.extendedL2) {
+    const free = state.allocations.freeBytes(at, mapping.bytes);
+    const writeEnd = at + free;
+    const clusters = Math.ceil((writeEnd - start) / clusterSize);
+    return { clusters, writeEnd, copyStart: start, copyEnd: start + clusters * clusterSize, replaces: true };
+  }
+  const writeEnd = Math.min(at + bytes, start + clusterSize);
+  const { allocatedBits } = readEntry(state, slice, index);
+  const lastSubcluster = Math.floor(((writeEnd - 1) % clusterSize) / subclusterSize);
+  const endsInData = ((allocatedBits >>> lastSubcluster) & 1) === 1;
+  return {
+    clusters: 1,
+    writeEnd,
+    copyStart: at - (at % subclusterSize),
+    copyEnd: endsInData ? writeEnd : Math.ceil(writeEnd / subclusterSize) * subclusterSize,
+    replaces: true,
+  };
+}
+
+/** The run of clusters that need new host clusters, up to the slice's end. */
+function newExtent(
+  state: Qcow2State,
+  slice: Table,
+  index: number,
+  start: number,
+  at: number,
+  bytes: number,
+): Extent {
+  const { clusterSize, subclusterSize } = state;
+  const wanted = Math.min(Math.ceil((at + bytes - start) / clusterSize), sliceEntries(state) - index);
+  const free = state.allocations.freeBytes(start, wanted * clusterSize) / clusterSize;
+  const first = readEntry(state, slice, index);
+  let last = first;
+  let clusters = 1;
+  let replaces = state.node.backing !== undefined || hasContent(first);
+  while (clusters < free) {
+    const entry = readEntry(state, slice, index + clusters);
+    if (entry.high >= COPIED_HIGH && !(entry.high & COMPRESSED_HIGH)) break;
+    last = entry;
+    replaces ||= hasContent(entry);
+    clusters++;
+  }
+  const end = start + clusters * clusterSize;
+  const writeEnd = Math.min(at + bytes, end);
+  let copyStart = start;
+  let copyEnd = end;
+  if (state.extendedL2) {
+    const lastStart = end - clusterSize;
+    copyStart = Math.min(at - (at % subclusterSize), start + firstContent(first) * subclusterSize);
+    copyEnd = Math.max(
+      Math.ceil(writeEnd / subclusterSize) * subclusterSize,
+      lastStart + contentEnd(last) * subclusterSize,
+    );
+  }
+  return { clusters, writeEnd, copyStart, copyEnd, replaces };
+}
+
+function hasContent(entry: RawEntry): boolean {
+  return entry.high !== 0 || entry.low !== 0;
+}
+
+/** The first subcluster whose data would be lost with the old cluster; 32: none. */
+function firstContent({ high, allocatedBits }: RawEntry): number {
+  if (high & COMPRESSED_HIGH) return 0;
+  return allocatedBits === 0 ? 32 : 31 - Math.clz32(allocatedBits & -allocatedBits);
+}
+
+/** Behind the last such subcluster; 0: none. */
+function contentEnd({ high, allocatedBits }: RawEntry): number {
+  if (high & COMPRESSED_HIGH) return 32;
+  return 32 - Math.clz32(allocatedBits);
+}
+
+/** Moves the data and sets the entries. */
+async function fulfil(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data: IoVector): Promise<void> {
+  try {
+    await fill(co, state, plan, data);
+    await state.lock.run(() => link(co, state, plan));
+  } catch (error) {
+    if (!plan.reuses && !state.hasDataFile)
+      await state.lock.run(() =>
+        freeClusters(co, state, plan.hostOffset, plan.clusters * state.clusterSize, "never"),
+      );
+    throw error;
+  } finally {
+    plan.allocation.finish();
+  }
+}
+
+/** Writes the data and around it what the guest saw there before, in one go where that is not just zeroes. */
+async function fill(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data: IoVector): Promise<void> {
+  const { dataFile } = state;
+  const headBytes = plan.writeStart - plan.copyStart;
+  const tailBytes = plan.copyEnd - plan.writeEnd;
+  const hostOf = (guestOffset: number) => plan.hostOffset + (guestOffset - plan.start);
+  if (!state.hasDataFile)
+    await checkOverlap(co, state, hostOf(plan.copyStart), plan.copyEnd - plan.copyStart);
+  if (headBytes + tailBytes === 0) {
+    if (dataFile.debug) await dataFile.debug.event(co, "write_aio");
+    return dataFile.pwrite(co, hostOf(plan.writeStart), data);
+  }
+  const isZero = readsZero(state, plan.copyStart, headBytes) && readsZero(state, plan.writeEnd, tailBytes);
+  if (isZero && (await tryZeroes(co, state, hostOf(plan.copyStart), plan.copyEnd - plan.copyStart))) {
+    if (dataFile.debug) await dataFile.debug.event(co, "write_aio");
+    return dataFile.pwrite(co, hostOf(plan.writeStart), data);
+  }
+  const head = new Uint8Array(headBytes);
+  const tail = new Uint8Array(tailBytes);
+  if (!isZero) {
+    if (state.file.debug) await state.file.debug.event(co, "cow_read");
+    if (headBytes > 0) await pread(co, state, plan.copyStart, head);
+    if (tailBytes > 0) await pread(co, state, plan.writeEnd, tail);
+    if (state.file.debug) await state.file.debug.event(co, "cow_write");
+  }
+  await dataFile.pwrite(co, hostOf(plan.copyStart), iovConcat(head, data, tail));
+}
+
+/** Known without a read: nothing is there, or zeroes are. */
+function readsZero(state: Qcow2State, guestOffset: number, bytes: number): boolean {
+  if (bytes === 0) return true;
+  const mapping = peekMapping(state, guestOffset, bytes);
+  if (!mapping || mapping.bytes < bytes) return false;
+  if (mapping.kind === Kind.ZeroPlain || mapping.kind === Kind.ZeroAlloc) return true;
+  if (mapping.kind !== Kind.UnallocatedPlain && mapping.kind !== Kind.UnallocatedAlloc) return false;
+  const { backing } = state.node;
+  return !backing || backing.node.totalSectors * 512 <= guestOffset;
+}
+
+/** Zeroes by a call of the file that writes none; false where it can't. */
+async function tryZeroes(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  hostOffset: number,
+  bytes: number,
+): Promise<boolean> {
+  const { dataFile } = state;
+  if (!(dataFile.node.supportedZeroFlags & Req.NoFallback)) return false;
+  try {
+    if (dataFile.debug) await dataFile.debug.event(co, "cluster_alloc_space");
+    await dataFile.pwriteZeroes(co, hostOffset, bytes, Req.NoFallback);
+    return true;
+  } catch (error) {
+    if (error instanceof BlockError && (error.errno === "ENOTSUP" || error.errno === "EAGAIN")) return false;
+    throw error;
+  }
+}
+
+/** Sets the entries, and frees what they referred to before.  @qemu qcow2_alloc_cluster_link_l2 */
+async function link(co: Coroutine<"read">, state: Qcow2State, plan: Plan): Promise<void> {
+  checkUsable(state);
+  const { clusterSize, l2Cache } = state;
+  await ensureL2(co, state, plan.start);
+  if (!plan.reuses && !state.hasDataFile && !state.useLazyRefcounts)
+    await l2Cache.setDependency(co, state.refcountCache);
+  if (state.file.debug) await state.file.debug.event(co, "l2_update");
+  const { slice, index } = await sliceFor(co, state, plan.start);
+  const isCopying = plan.copyStart < plan.writeStart || plan.writeEnd < plan.copyEnd;
+  if (plan.replaces || isCopying) l2Cache.dependsOnFlush = true;
+  const old: RawEntry[] = [];
+  for (let cluster = 0; cluster < plan.clusters; cluster++) {
+    const before = readEntry(state, slice, index + cluster);
+    if (!plan.reuses) old.push(before);
+    const hostOffset = plan.hostOffset + cluster * clusterSize;
+    writeEntry(state, slice, index + cluster, {
+      high: (Math.floor(hostOffset / TWO_32) | COPIED_HIGH) >>> 0,
+      low: hostOffset % TWO_32,
+      ...bitsAfter(state, plan, plan.start + cluster * clusterSize, before),
+    });
+  }
+  await freeEntries(co, state, state.hasDataFile ? [] : old, "other");
+}
+
+/** The subcluster bits of the cluster at `guestOffset` once the plan's range of it is data. */
+function bitsAfter(
+  state: Qcow2State,
+  plan: Plan,
+  guestOffset: number,
+  before: RawEntry,
+): Pick<RawEntry, "zeroBits" | "allocatedBits"> {
+  if (!state.extendedL2) return { zeroBits: 0, allocatedBits: 0 };
+  const { clusterSize, subclusterSize } = state;
+  const from = Math.max(plan.copyStart - guestOffset, 0);
+  const to = Math.min(plan.copyEnd - guestOffset, clusterSize);
+  const data = bitRange(Math.floor(from / subclusterSize), Math.ceil(to / subclusterSize));
+  const kept = plan.reuses ? before.allocatedBits : 0;
+  const zeroBits = before.high & COMPRESSED_HIGH ? 0 : before.zeroBits;
+  return { allocatedBits: (kept | data) >>> 0, zeroBits: (zeroBits & ~data) >>> 0 };
+}

@@ -1,0 +1,223 @@
+/**
+ * Zero writes and discards: only entries change, no data moves.  @qemu qcow2_subcluster_zeroize, qcow2_cluster_discard
+ *
+ * What a cluster becomes (version 3; version 2 has no zero entries, so that a discard over a backing file is refused
+ * and a zero write without one is a discard):
+ *
+ * | was                     | zero write              | zero write, may unmap | discard                       |
+ * | ----------------------- | ----------------------- | --------------------- | ----------------------------- |
+ * | plain                   | zero, keeps its cluster | zero, cluster freed   | zero, cluster freed           |
+ * | zero with a cluster     | the same                | zero, cluster freed   | zero, cluster freed           |
+ * | compressed              | zero, data freed        | zero, data freed      | zero, data freed              |
+ * | unallocated             | zero                    | zero                  | zero over a backing file only |
+ */
+
+import { blockStatusAbove } from "../../src/block/block-status.ts";
+import type { Coroutine } from "../../src/block/coroutine.ts";
+import { Req, type ReqFlags } from "../../src/block/driver.ts";
+import { BlockError } from "../../src/block/errors.ts";
+import { SECTOR_SIZE } from "../../src/block/units.ts";
+import { checkUsable } from "./corruption.ts";
+import { COMPRESSED_HIGH, ZERO_LOW } from "./entries.ts";
+import {
+  beforeChange,
+  ensureL2,
+  exclusively,
+  freeEntries,
+  hasHostData,
+  type RawEntry,
+  readEntry,
+  sameEntry,
+  sliceFor,
+  writeEntry,
+} from "./l2.ts";
+import { Autoclear } from "./layout.ts";
+import { bitRange, Kind, l2Coverage, l2OffsetOf, lookUp, sliceEntries } from "./mapping.ts";
+import type { DiscardType, Qcow2State } from "./state.ts";
+
+/** Entries that are changed before the lock is given up and taken again. */
+const MAX_ENTRIES_AT_ONCE = 64 * 1024;
+
+/** What an entry becomes; it comes back as it is where nothing changes. */
+type Change = (entry: RawEntry, guestOffset: number) => RawEntry;
+
+/** @qemu qcow2_co_pwrite_zeroes */
+export async function pwriteZeroes(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  bytes: number,
+  flags: ReqFlags,
+): Promise<void> {
+  checkUsable(state);
+  const { subclusterSize } = state;
+  const end = guestOffset + bytes;
+  const length = state.node.totalSectors * SECTOR_SIZE;
+  const head = guestOffset % subclusterSize;
+  const tail = end === length || end % subclusterSize === 0 ? 0 : subclusterSize - (end % subclusterSize);
+  if (head === 0 && tail === 0) return zeroize(co, state, guestOffset, end, flags);
+  // Part of a subcluster: only if the rest of it reads as zeroes anyway.
+  if (head + bytes + tail > subclusterSize) throw new BlockError("ENOTSUP");
+  const start = guestOffset - head;
+  if (!(await readsZero(co, state, start, head)) || !(await readsZero(co, state, end, tail)))
+    throw new BlockError("ENOTSUP");
+  const isFree = await exclusively(state, start, start + subclusterSize, async () => {
+    const { kind } = await lookUp(co, state, start, subclusterSize);
+    return kind !== Kind.Normal && kind !== Kind.Compressed;
+  });
+  if (!isFree) throw new BlockError("ENOTSUP");
+  return zeroize(co, state, start, Math.min(start + subclusterSize, Math.max(length, end)), flags);
+}
+
+async function readsZero(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  bytes: number,
+): Promise<boolean> {
+  if (bytes === 0) return true;
+  const status = await blockStatusAbove(co, state.node, undefined, true, guestOffset, bytes);
+  return status.zero && (status.bytes >= bytes || (status.eof ?? false));
+}
+
+/**
+ * Makes [start, end) read as zeroes. Both are multiples of the subcluster, or `end` is the end of the image.
+ * @qemu qcow2_subcluster_zeroize
+ */
+export async function zeroize(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  start: number,
+  end: number,
+  flags: ReqFlags,
+): Promise<void> {
+  if (isDataFileRaw(state)) await state.dataFile.pwriteZeroes(co, start, end - start, flags & Req.MayUnmap);
+  if (state.version < 3) {
+    if (state.node.backing) throw new BlockError("ENOTSUP");
+    return discardRange(co, state, start, end, "request", false);
+  }
+  const { clusterSize, subclusterSize } = state;
+  const zeroWhole: Change = (entry) => {
+    const isCompressed = (entry.high & COMPRESSED_HIGH) !== 0;
+    const frees = isCompressed || ((flags & Req.MayUnmap) !== 0 && hasHostData(state, entry));
+    const high = frees ? 0 : entry.high;
+    const low = frees ? 0 : entry.low;
+    if (state.extendedL2) return { high, low, zeroBits: 0xffffffff, allocatedBits: 0 };
+    return { high, low: (low | ZERO_LOW) >>> 0, zeroBits: 0, allocatedBits: 0 };
+  };
+  const length = state.node.totalSectors * SECTOR_SIZE;
+  const change: Change = (entry, guestOffset) => {
+    const from = Math.max(start - guestOffset, 0);
+    const to = end >= length ? clusterSize : Math.min(end - guestOffset, clusterSize);
+    if (from === 0 && to === clusterSize) return zeroWhole(entry, guestOffset);
+    if (entry.high & COMPRESSED_HIGH) throw new BlockError("ENOTSUP");
+    const range = bitRange(from / subclusterSize, Math.ceil(to / subclusterSize));
+    return {
+      high: entry.high,
+      low: entry.low,
+      zeroBits: (entry.zeroBits | range) >>> 0,
+      allocatedBits: (entry.allocatedBits & ~range) >>> 0,
+    };
+  };
+  await changeEntries(co, state, start, end, "request", true, change);
+}
+
+export function isDataFileRaw(state: Qcow2State): boolean {
+  return state.hasDataFile && (state.autoclearFeatures & Autoclear.DataFileRaw) !== 0n;
+}
+
+/** @qemu qcow2_co_pdiscard */
+export async function pdiscard(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  bytes: number,
+): Promise<void> {
+  checkUsable(state);
+  // Without zero entries the backing file would come to light.
+  if (state.version < 3 && state.node.backing) throw new BlockError("ENOTSUP");
+  const { clusterSize } = state;
+  const end = guestOffset + bytes;
+  const isWhole =
+    guestOffset % clusterSize === 0 &&
+    (bytes % clusterSize === 0 || end === state.node.totalSectors * SECTOR_SIZE);
+  if (!isWhole) throw new BlockError("ENOTSUP");
+  await discardRange(co, state, guestOffset, end, "request", false);
+}
+
+/**
+ * Frees the clusters of [start, end), given in whole clusters. `full`: nothing of them stays, as behind the new end
+ * of an image that shrinks; else they read as zeroes.
+ */
+export function discardRange(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  start: number,
+  end: number,
+  discard: DiscardType,
+  full: boolean,
+): Promise<void> {
+  const nothing: RawEntry = { high: 0, low: 0, zeroBits: 0, allocatedBits: 0 };
+  const zero: RawEntry = state.extendedL2
+    ? { ...nothing, zeroBits: 0xffffffff }
+    : { ...nothing, low: state.version >= 3 ? ZERO_LOW : 0 };
+  const change: Change = (entry) => {
+    if (full) return nothing;
+    return state.node.backing || hasHostData(state, entry) ? zero : entry;
+  };
+  const needsTables = !full && state.node.backing !== undefined;
+  return changeEntries(co, state, start, end, discard, needsTables, change);
+}
+
+/** Applies `change` to every entry of the range, with no allocation under way in it, and frees what falls out of use. */
+async function changeEntries(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  start: number,
+  end: number,
+  discard: DiscardType,
+  needsTables: boolean,
+  change: Change,
+): Promise<void> {
+  const { clusterSize } = state;
+  const coverage = l2Coverage(state);
+  const step = MAX_ENTRIES_AT_ONCE * clusterSize;
+  for (let from = start - (start % clusterSize); from < end; from += step) {
+    const to = Math.min(from + step, end);
+    await exclusively(state, from, to, async () => {
+      await beforeChange(co, state);
+      for (let at = from; at < to; ) {
+        if (!needsTables && l2OffsetOf(state, at) === 0) at += coverage - (at % coverage);
+        else at = await changeSlice(co, state, at, to, discard, change);
+      }
+    });
+  }
+}
+
+/** The part of one slice; where the next begins. */
+async function changeSlice(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  at: number,
+  end: number,
+  discard: DiscardType,
+  change: Change,
+): Promise<number> {
+  const { clusterSize } = state;
+  await ensureL2(co, state, at);
+  const { slice, index } = await sliceFor(co, state, at);
+  const entries = Math.min(sliceEntries(state) - index, Math.ceil((end - at) / clusterSize));
+  const before: RawEntry[] = [];
+  for (let done = 0; done < entries; done++) before.push(readEntry(state, slice, index + done));
+  // All of them first: a change that is refused leaves the slice as it was.
+  const after = before.map((entry, done) => change(entry, at + done * clusterSize));
+  const old: RawEntry[] = [];
+  for (const [done, entry] of before.entries()) {
+    const changed = after[done] as RawEntry;
+    if (sameEntry(entry, changed)) continue;
+    writeEntry(state, slice, index + done, changed);
+    if (changed.high === 0 && changed.low <= 1) old.push(entry);
+  }
+  await freeEntries(co, state, old, discard);
+  return at + entries * clusterSize;
+}
