@@ -5,7 +5,6 @@ import fs from "node:fs";
 import path from "node:path";
 import { describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { Req } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { convert } from "../../src/jobs/convert.ts";
 import { type CopyOptions, copyImages } from "../../src/jobs/convert-copy.ts";
