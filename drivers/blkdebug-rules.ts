@@ -81,7 +81,8 @@ export interface RuleOptions {
 
 const COMMON = { event: { type: "string" }, state: { type: "number" } } as const;
 
-const SECTIONS = {
+/** The options of a rule, by the section it stands in. */
+export const SECTIONS = {
   "inject-error": {
     ...COMMON,
     iotype: { type: "string" },
