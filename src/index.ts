@@ -64,11 +64,31 @@ export {
   takeOptions,
 } from "./block/options.ts";
 export * from "./block/units.ts";
+export type { CompareResult } from "./jobs/compare.ts";
+export type { CopyOptions } from "./jobs/convert.ts";
 // Jobs.
-export { type ImageInfo, imageInfo } from "./jobs/info.ts";
+export type { ImageInfo } from "./jobs/info.ts";
+export type { MapEntry, MapRange } from "./jobs/map.ts";
 export { type ContentExtent, type ContentRange, type ExtentOptions, readExtents } from "./library/content.ts";
 export type { WriteOptions } from "./library/content-writer.ts";
 export * from "./library/driver-options.ts";
+export {
+  type BackingReference,
+  type CheckImageOptions,
+  type CompareOptions,
+  type ConvertOptions,
+  type ConvertTarget,
+  type CreateOptions,
+  check,
+  compare,
+  convert,
+  create,
+  type ImageSource,
+  info,
+  type JobOptions,
+  map,
+  type NewImageOptions,
+} from "./library/jobs.ts";
 export { denyAll, type OpenOptions, open } from "./library/open.ts";
 export {
   createReadStream,

@@ -1,6 +1,6 @@
 /** The options of every driver as one discriminated union, computed from the drivers' own option tables: a wrong option is a compile error. */
 
-import type { DriverChildren, drivers } from "../../drivers/index.ts";
+import type { DriverChildren, DriverLists, drivers } from "../../drivers/index.ts";
 import type { OptionTable, OptionValues } from "../block/options.ts";
 
 /** What `DriverOptions` is computed from: any driver fits. */
@@ -50,12 +50,18 @@ export type OptionsOf<N extends keyof NamedDriverOptions> = NamedDriverOptions[N
 
 type NamedDriverOptions = {
   [N in keyof Known]: Known[N] extends TypedDriver
-    ? { readonly driver: N } & NodeOptions & OwnOptions<Known[N]["options"]> & Children<N, Known[N]["kind"]>
+    ? { readonly driver: N } & NodeOptions &
+        OwnOptions<Known[N]["options"]> &
+        Lists<N> &
+        Children<N, Known[N]["kind"]>
     : never;
 };
 
 /** A driver without options of its own has no table in its type. */
 type OwnOptions<T extends OptionTable> = string extends keyof T ? unknown : OptionValues<T>;
+
+/** Lists of groups of options. */
+type Lists<N> = N extends keyof DriverLists ? Partial<DriverLists[N]> : unknown;
 
 /** A format that is found by probing: only its file is told. */
 export interface ProbedOptions extends NodeOptions {
@@ -85,3 +91,39 @@ type Children<N, K> = N extends keyof DriverChildren
   : K extends "protocol"
     ? unknown
     : { readonly file: ChildOptions };
+
+/** A format that can be created, and the table of its create options. */
+interface CreatableDriver {
+  readonly kind: "format";
+  readonly createOptions?: OptionTable;
+}
+
+/** Told by other words than `options`. */
+type CreateArgument = "size" | "backing_file" | "backing_fmt";
+
+type CreateTables = {
+  [N in keyof Known as Known[N] extends CreatableDriver ? N : never]: Known[N] extends CreatableDriver
+    ? NonNullable<Known[N]["createOptions"]>
+    : never;
+};
+
+/** Names of the formats of which images can be created. */
+export type CreatableFormat = {
+  [N in keyof CreateTables]: string extends keyof CreateTables[N] ? never : N;
+}[keyof CreateTables];
+
+type FileTable = NonNullable<Known["file"]["createOptions"]>;
+
+/**
+ * The create options of a format, and of the file it is made in, under qemu-img's names (`-o`): sizes in bytes, on
+ * and off as booleans.
+ */
+export type CreateOptionsOf<N extends CreatableFormat> = Omit<
+  OptionValues<CreateTables[N]> & Omit<OptionValues<FileTable>, keyof CreateTables[N]>,
+  CreateArgument
+>;
+
+/** A format with its create options. */
+export type FormatOptions = {
+  [N in CreatableFormat]: { readonly format: N; readonly options?: CreateOptionsOf<N> };
+}[CreatableFormat];

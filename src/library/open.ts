@@ -7,6 +7,7 @@ import { BlockError } from "../block/errors.ts";
 import { type OpenEnvironment, type OpenGate, openGate } from "../block/open.ts";
 import { type CacheMode, DEFAULT_FLAGS, type OpenFlags, parseCacheMode } from "../block/open-flags.ts";
 import { flattenOptions, type NestedOptions, type Options } from "../block/options.ts";
+import { loadSnapshot } from "../jobs/convert.ts";
 import type { DriverOptions } from "./driver-options.ts";
 
 export interface OpenOptions {
@@ -24,6 +25,8 @@ export interface OpenOptions {
   readonly detectZeroes?: "off" | "on" | "unmap";
   /** Others may have the image open, and even write to it. Only for reading. Default: false. */
   readonly forceShare?: boolean;
+  /** Shows this internal snapshot, by its id or else its name, in place of the current state. Only for reading. */
+  readonly snapshot?: string;
   /** Ends the wait: what was opened by then is closed again. */
   readonly signal?: AbortSignal | undefined;
   /** Asked for every file that the image names. Default: all are followed, as by qemu-img; see `denyAll`. */
@@ -45,9 +48,15 @@ export const denyAll: OpenGate = async ({ kind, filename }) => {
  *
  * Errors: BlockError, with qemu's words.
  */
-export async function open(
+export function open(image: string | URL | DriverOptions, options: OpenOptions = {}): Promise<BlockBackend> {
+  return openWith(image, options, {});
+}
+
+/** As `open`; `extra` are flags that only jobs set. */
+export async function openWith(
   image: string | URL | DriverOptions,
-  options: OpenOptions = {},
+  options: OpenOptions,
+  extra: Partial<OpenFlags>,
 ): Promise<BlockBackend> {
   const { signal } = options;
   signal?.throwIfAborted();
@@ -62,17 +71,21 @@ export async function open(
     noFlush: cache.noFlush,
     unmap: options.discard !== "ignore",
     detectZeroes: options.detectZeroes ?? "off",
+    ...extra,
   };
   const backend = await BlockBackend.open(
     { ...splitName(image, options.format), flags, environment: openEnvironment(options) },
     { writethrough: cache.writethrough },
     options.context ?? new AioContext("image"),
   );
-  if (signal?.aborted) {
+  try {
+    if (options.snapshot !== undefined) await loadSnapshot(backend, { idOrName: options.snapshot });
+    signal?.throwIfAborted();
+    return backend;
+  } catch (error) {
     await backend.close();
-    throw signal.reason;
+    throw error;
   }
-  return backend;
 }
 
 /** The surroundings that a job or `open` gives to the block layer, from a user's choices. */

@@ -1,6 +1,7 @@
 /** What the typed options accept and refuse; checked by tsc, never run. */
 
 import type { DriverOptions, OptionsOf } from "../../src/library/driver-options.ts";
+import { convert, create } from "../../src/library/jobs.ts";
 import { open } from "../../src/library/open.ts";
 
 export const accepted: readonly DriverOptions[] = [
@@ -38,4 +39,30 @@ export function refused(): readonly Promise<unknown>[] {
     // @ts-expect-error: no such option of open
     open("a.img", { readonly: true }),
   ];
+}
+
+export const rules: DriverOptions = {
+  driver: "blkdebug",
+  image: { driver: "file", filename: "a.img" },
+  "inject-error": [{ event: "write_aio", errno: 28, once: true }],
+};
+
+/** The values of `create` and `convert`. */
+export async function created(): Promise<void> {
+  await create("a.img", { format: "raw", size: 512, options: { preallocation: "falloc" } });
+  await convert({ driver: "raw", file: "a-node" }, { format: "raw", filename: "b.img" }, { compress: false });
+  // @ts-expect-error: no such format
+  await create("a.img", { format: "qcow9", size: 512 });
+  // @ts-expect-error: raw has no such create option
+  await create("a.img", { format: "raw", size: 512, options: { cluster_size: 512 } });
+  // @ts-expect-error: the size has a place of its own
+  await create("a.img", { format: "raw", options: { size: 512 } });
+  // @ts-expect-error: a size is a number
+  await create("a.img", { format: "raw", size: "512" });
+  // @ts-expect-error: a protocol is no format
+  await create("a.img", { format: "file", size: 512 });
+  // @ts-expect-error: a filter cannot be created
+  await convert("a.img", { format: "compress", filename: "b.img" });
+  // @ts-expect-error: no such option of convert
+  await convert("a.img", { format: "raw", filename: "b.img" }, { compres: true });
 }

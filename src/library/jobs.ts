@@ -1,0 +1,193 @@
+/** The jobs as users of the library call them: over images that are open, or that are named and opened for the job. */
+
+import { fileURLToPath } from "node:url";
+import { BlockBackend } from "../block/backend.ts";
+import type { CheckResult } from "../block/driver.ts";
+import { BlockError } from "../block/errors.ts";
+import type { CacheMode } from "../block/open-flags.ts";
+import { checkImage } from "../jobs/check.ts";
+import { CompareError, type CompareResult, compareImages } from "../jobs/compare.ts";
+import { type CopyOptions, convert as convertImages } from "../jobs/convert.ts";
+import { createImage } from "../jobs/create.ts";
+import { type ImageInfo, imageInfo } from "../jobs/info.ts";
+import { type MapEntry, type MapRange, mapImage } from "../jobs/map.ts";
+import type { CreatableFormat, DriverOptions, FormatOptions } from "./driver-options.ts";
+import { type OpenOptions, openEnvironment, openWith } from "./open.ts";
+
+type ImageName = string | URL | DriverOptions;
+
+/** An image for a job. One that is open stays open; another is opened with the job's options, and closed again. */
+export type ImageSource = BlockBackend | ImageName;
+
+/** How a job opens the images that are not open yet. The signal ends the job as well. */
+export type JobOptions = Omit<OpenOptions, "writable" | "discard" | "detectZeroes">;
+
+async function withImage<T>(
+  image: ImageSource,
+  open: (name: ImageName) => Promise<BlockBackend>,
+  fn: (image: BlockBackend) => Promise<T>,
+): Promise<T> {
+  if (image instanceof BlockBackend) return fn(image);
+  const opened = await open(image);
+  let result: T;
+  try {
+    result = await fn(opened);
+  } catch (error) {
+    // The job's own error says more than one of closing.
+    await opened.close().catch(() => {});
+    throw error;
+  }
+  await opened.close();
+  return result;
+}
+
+/** What an image says of itself. Its backing file need not be there. */
+export function info(image: ImageSource, options: JobOptions = {}): Promise<ImageInfo> {
+  const open = (name: ImageName) => openWith(name, { backing: false, ...options }, { noIo: true });
+  return withImage(image, open, imageInfo);
+}
+
+/**
+ * The allocation map: runs of guest bytes with where they come from, in order and without gaps.
+ *
+ *     for await (const { start, bytes, data } of map("disk.qcow2")) ...
+ */
+export async function* map(
+  image: ImageSource,
+  options: JobOptions & MapRange = {},
+): AsyncGenerator<MapEntry, void, undefined> {
+  const opened = image instanceof BlockBackend ? undefined : await openWith(image, options, {});
+  try {
+    yield* mapImage(opened ?? (image as BlockBackend), options);
+  } finally {
+    await opened?.close();
+  }
+}
+
+export interface CompareOptions extends JobOptions {
+  /** Lengths and block status must be the same too. */
+  readonly strict?: boolean;
+  /** Gets the bytes done, and how many there are. */
+  readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
+}
+
+/** Whether two images show the same to the guest; where one is longer, the rest of it must be zeroes. */
+export function compare(
+  first: ImageSource,
+  second: ImageSource,
+  options: CompareOptions = {},
+): Promise<CompareResult> {
+  const { strict = false, onProgress, signal } = options;
+  const open = (name: ImageName) => openWith(name, options, {});
+  return withImage(first, open, (one) =>
+    withImage(second, open, async (two) => {
+      try {
+        const given = { strict, ...(onProgress && { onProgress }), ...(signal && { signal }) };
+        return await compareImages({ first: one, second: two, ...given });
+      } catch (error) {
+        if (!(error instanceof CompareError)) throw error;
+        const { cause, offset } = error;
+        const { filename } = (error.image === "first" ? one : two).node;
+        throw BlockError.wrap(`Error while reading offset ${offset} of ${filename}`, cause);
+      }
+    }),
+  );
+}
+
+export interface CheckImageOptions extends JobOptions {
+  /** Gets each finding as a line, as qemu-img prints it. */
+  readonly onFinding?: (line: string) => void;
+}
+
+/** Looks for errors in an image's tables. ENOTSUP: its format has nothing to check. */
+export function check(image: ImageSource, options: CheckImageOptions = {}): Promise<CheckResult> {
+  const { onFinding = () => {}, signal } = options;
+  const open = (name: ImageName) => openWith(name, options, { check: true });
+  return withImage(image, open, (opened) =>
+    checkImage(opened, { fixLeaks: false, fixErrors: false, report: onFinding }, signal),
+  );
+}
+
+/** A backing file by the name that the image is to keep: relative to the image. */
+export interface BackingReference {
+  readonly filename: string;
+  readonly format: CreatableFormat | (string & {});
+}
+
+interface NewImageCommon {
+  readonly backing?: BackingReference;
+}
+
+/** A new image: its format with that format's own options, and its backing file. */
+export type NewImageOptions = FormatOptions & NewImageCommon;
+
+export type CreateOptions = NewImageOptions & {
+  /** Bytes; by default the backing file's. */
+  readonly size?: number;
+  /** The backing file is not looked at; a size is needed then. */
+  readonly unsafeBacking?: boolean;
+} & Pick<OpenOptions, "gate" | "onWarning">;
+
+/** Makes an image; what was in the file before is gone. BlockError with qemu-img's words. */
+export async function create(filename: string | URL, options: CreateOptions): Promise<void> {
+  const { format, size, backing, unsafeBacking = false } = options;
+  await createImage({
+    filename: plainName(filename),
+    format,
+    size,
+    backingFile: backing?.filename,
+    backingFormat: backing?.format,
+    unsafeBacking,
+    options: new Map(Object.entries(options.options ?? {})),
+    environment: openEnvironment(options),
+  });
+}
+
+/** Where `convert` writes to: an image that is open and long enough, or one that it makes. */
+export type ConvertTarget = BlockBackend | (NewImageOptions & { readonly filename: string | URL });
+
+export interface ConvertOptions extends CopyOptions, Pick<OpenOptions, "gate"> {
+  /** How sources are opened that are not open yet. */
+  readonly source?: Omit<JobOptions, "gate" | "onWarning" | "signal">;
+  /** Default: unsafe, for a half-written image is of no use anyway. */
+  readonly cache?: CacheMode;
+}
+
+/**
+ * Copies one image, or several laid end to end. Zeroes stay zeroes, holes stay holes. If it fails or is aborted, no
+ * file is left that passes for the new image.
+ */
+export async function convert(
+  source: ImageSource | readonly ImageSource[],
+  target: ConvertTarget,
+  options: ConvertOptions = {},
+): Promise<void> {
+  const environment = openEnvironment(options as Pick<OpenOptions, "gate" | "onWarning">);
+  const { signal } = options;
+  const open = (name: ImageName) =>
+    openWith(name, { ...options.source, gate: environment.gate, onWarning: environment.warn, signal }, {});
+  const copy = (images: readonly BlockBackend[]) =>
+    convertImages(images, convertTarget(target), { ...options, onWarning: environment.warn, environment });
+  const openNext = (left: readonly ImageSource[], images: readonly BlockBackend[]): Promise<void> => {
+    const [next, ...rest] = left;
+    if (next === undefined) return copy(images);
+    return withImage(next, open, (image) => openNext(rest, [...images, image]));
+  };
+  await openNext(Array.isArray(source) ? source : [source as ImageSource], []);
+}
+
+function convertTarget(target: ConvertTarget): Parameters<typeof convertImages>[1] {
+  if (target instanceof BlockBackend) return target;
+  const { filename, format, options, backing } = target;
+  return {
+    filename: plainName(filename),
+    format,
+    options,
+    backingFile: backing?.filename,
+    backingFormat: backing?.format,
+  };
+}
+
+function plainName(filename: string | URL): string {
+  return typeof filename === "string" ? filename : fileURLToPath(filename);
+}
