@@ -1,6 +1,6 @@
 /**
  * Random operations on raw and on qcow2 in all its variants. More runs by BDRV_RANDOM_RUNS (how many seeds each) and
- * BDRV_RANDOM_STEPS; another first seed by BDRV_SEED; BDRV_RANDOM_SHRINK=1 cuts a failure down to few steps.
+ * BDRV_RANDOM_STEPS; another first seed by BDRV_SEED; only some variants by BDRV_RANDOM_VARIANT; BDRV_RANDOM_SHRINK=1 cuts a failure down to few steps.
  */
 
 import assert from "node:assert/strict";
@@ -17,6 +17,8 @@ import { missing, mustRun, run } from "./support/tools.ts";
 const RUNS = Number(process.env.BDRV_RANDOM_RUNS ?? 1);
 const STEPS = Number(process.env.BDRV_RANDOM_STEPS ?? 100);
 const FIRST_SEED = Number(process.env.BDRV_SEED ?? 1);
+/** Only the variants with this in their names. */
+const ONLY = process.env.BDRV_RANDOM_VARIANT ?? "";
 const SHRINK = process.env.BDRV_RANDOM_SHRINK !== undefined;
 
 const KiB = 1024;
@@ -235,7 +237,7 @@ describe("the random operations themselves", () => {
 });
 
 describe("random operations", { skip: missing("qemu-img") }, () => {
-  for (const variant of VARIANTS) {
+  for (const variant of VARIANTS.filter(({ name }) => name.includes(ONLY))) {
     const needsQcow2 = variant.layers.some(({ format }) => format === "qcow2");
     const skip = needsQcow2 && findDriver("qcow2") === undefined && "there is no qcow2 driver";
     it(variant.name, { skip }, async (test: TestContext) => {
