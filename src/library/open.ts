@@ -89,8 +89,13 @@ export async function openWith(
 }
 
 /** The surroundings that a job or `open` gives to the block layer, from a user's choices. */
-export function openEnvironment(options: Pick<OpenOptions, "gate" | "onWarning">): OpenEnvironment {
-  return { gate: options.gate ?? openGate, warn: options.onWarning ?? emitWarning };
+export function openEnvironment({
+  gate,
+  onWarning,
+}: Pick<OpenOptions, "gate" | "onWarning">): OpenEnvironment {
+  const warn = onWarning ?? emitWarning;
+  // Lines for stderr that bring their own prefix: who gets warnings need not be told that it is one.
+  return { gate: gate ?? openGate, warn, message: (line) => warn(line.replace(/^WARNING: /, "")) };
 }
 
 function emitWarning(message: string): void {
