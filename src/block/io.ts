@@ -88,6 +88,8 @@ async function alignedPread(
   flags: ReqFlags,
 ): Promise<void> {
   const { ops, limits } = node;
+  // The read of a read-modify-write on a filter that only changes writes.
+  if (!ops.pread && node.filtered) return node.filtered.pread(co, offset, iov, flags);
   assert(ops.pread !== undefined, "alignedPread needs a driver that reads");
   const length = node.hasVariableLength ? await getLength(co, node) : node.totalSectors * SECTOR_SIZE;
   const maxTransfer = limits.maxTransfer || MAX_REQUEST_BYTES;
