@@ -163,7 +163,8 @@ export function parseSize(text: string, defaultSuffix = "b"): number | undefined
   const multiplier = 1024 ** (SUFFIX_EXPONENTS[suffix] as number);
   // A fraction of a byte has no meaning.
   if (multiplier === 1 && /\.[0-9]*[1-9]/.test(number)) return undefined;
-  const size = Math.floor(Number(number) * multiplier);
+  const [whole = "", fraction = ""] = number.split(".");
+  const size = Number(whole) * multiplier + Math.floor(Number(`0.${fraction}`) * multiplier + 0.5);
   return size >= 2 ** 64 ? "range" : size;
 }
 
