@@ -6,7 +6,7 @@ import type { Prealloc } from "../src/block/driver.ts";
 import { BlockError, toBlockError } from "../src/block/errors.ts";
 import { type IoVector, iovFill, iovLength, iovParts, iovSlice, iovWrite } from "../src/block/iov.ts";
 import type { BlockNode } from "../src/block/node.ts";
-import { KiB, MiB } from "../src/block/units.ts";
+import { KiB, MiB, SECTOR_SIZE } from "../src/block/units.ts";
 import { Fallocate, type Posix, posix } from "../src/platform/posix.ts";
 
 /** An open file: the descriptor and what was found out about it. */
@@ -234,12 +234,16 @@ export async function resize(fd: number, oldSize: number, size: number, prealloc
     throw new BlockError("ENOTSUP", "Preallocation can't be used for shrinking files");
   if (prealloc === "metadata") throw new BlockError("ENOTSUP", "Unsupported preallocation mode: metadata");
   try {
-    if (prealloc === "falloc" && size > oldSize) {
-      // Where space can't be set aside, writing the zeroes does it.
-      if (posix().fallocate(fd, Fallocate.Allocate, oldSize, size - oldSize)) return;
+    // Where space can't be set aside, writing the zeroes does it.
+    const isSetAside =
+      prealloc === "falloc" &&
+      size > oldSize &&
+      posix().fallocate(fd, Fallocate.Allocate, oldSize, size - oldSize);
+    if (!isSetAside && prealloc !== "off") await writeZeroes(fd, oldSize, size);
+    else {
+      fs.ftruncateSync(fd, size);
+      if (oldSize === 0 && size > 0) allocateFirstBlock(fd, size);
     }
-    if (prealloc === "full" || prealloc === "falloc") await writeZeroes(fd, oldSize, size);
-    else fs.ftruncateSync(fd, size);
   } catch (error) {
     const reason = toBlockError(error);
     // As it was: a file that is half grown serves nobody.
@@ -249,6 +253,12 @@ export async function resize(fd: number, oldSize: number, size: number, prealloc
       reason,
     );
   }
+}
+
+/** A file of holes alone tells nobody which alignment its file system wants.  @qemu allocate_first_block */
+function allocateFirstBlock(fd: number, size: number): void {
+  const bytes = Math.min(size, size < 4 * KiB ? SECTOR_SIZE : 4 * KiB);
+  fs.writeSync(fd, new Uint8Array(bytes), 0, bytes, 0);
 }
 
 async function writeZeroes(fd: number, from: number, to: number): Promise<void> {

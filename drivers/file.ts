@@ -6,6 +6,7 @@ import { BlockError, toBlockError } from "../src/block/errors.ts";
 import { protocolPrefix } from "../src/block/filename.ts";
 import type { BlockNode } from "../src/block/node.ts";
 import type { OpeningNode } from "../src/block/open.ts";
+import { SECTOR_SIZE } from "../src/block/units.ts";
 import { posix } from "../src/platform/posix.ts";
 import {
   directAlignment,
@@ -36,6 +37,13 @@ const createOptions = {
     help: "Preallocation mode (allowed values: off, falloc, full)",
   },
   size: { type: "size", help: "Virtual disk size" },
+} as const;
+
+const deviceCreateOptions = {
+  extent_size_hint: createOptions.extent_size_hint,
+  nocow: createOptions.nocow,
+  preallocation: { type: "string", values: ["off"], help: "Preallocation mode (allowed values: off)" },
+  size: createOptions.size,
 } as const;
 
 /** Statfs type of tmpfs: its reads never wait, though it does not know RWF_NOWAIT. */
@@ -76,15 +84,33 @@ export const file: ProtocolDriver<typeof options, typeof createOptions> = {
   },
 };
 
+const stripDevicePrefix = (filename: string): string => filename.replace(/^host_device:/, "");
+
 /** Block and character devices by their names in /dev.  @qemu bdrv_host_device */
-export const hostDevice: ProtocolDriver<typeof options> = {
+export const hostDevice: ProtocolDriver<typeof options, typeof deviceCreateOptions> = {
   formatName: "host_device",
   kind: "protocol",
   prefix: "host_device",
-  parseFilename: (filename) => new Map([["filename", filename.replace(/^host_device:/, "")]]),
+  parseFilename: (filename) => new Map([["filename", stripDevicePrefix(filename)]]),
   claims: (filename) => {
     const stat = fs.statSync(filename, { throwIfNoEntry: false });
     return stat !== undefined && (stat.isBlockDevice() || stat.isCharacterDevice());
+  },
+  createOptions: deviceCreateOptions,
+
+  // A device is there already: it must be large enough, and what it held must not be probed.
+  async create(_co, { filename: given, options: { size = 0 } }) {
+    const fd = openDescriptor(stripDevicePrefix(given), false, false);
+    try {
+      if (size > (posix().blockDeviceSize(fd) ?? 0))
+        throw new BlockError("EINVAL", "Cannot grow device files");
+      const bytes = Math.min(size, SECTOR_SIZE);
+      if (bytes > 0) fs.writeSync(fd, new Uint8Array(bytes), 0, bytes, 0);
+    } catch (error) {
+      throw toBlockError(error);
+    } finally {
+      fs.closeSync(fd);
+    }
   },
   options,
   open: async (_, node) => openFile(node, "host_device"),

@@ -268,6 +268,8 @@ export interface FormatDriver<T extends OptionTable = OptionTable, C extends Opt
   /** How sure it is that an image that starts with `head` is its own: 0 no, 1 raw only, 100 by a magic.  @qemu bdrv_probe */
   readonly probe?: (head: Uint8Array, filename: string) => number;
   readonly supportsBacking?: boolean;
+  /** Some of its images take compressed writes: `convert -c` asks before it creates one. */
+  readonly supportsCompression?: boolean;
   readonly measure?: (request: MeasureRequest<C>) => Promise<MeasureResult>;
 }
 
