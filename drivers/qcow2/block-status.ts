@@ -2,6 +2,7 @@
 
 import type { BlockStatus } from "../../src/block/block-status.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
+import { BlockError } from "../../src/block/errors.ts";
 import { checkUsable, signalCorruption } from "./corruption.ts";
 import { Kind, loadSlice, type Mapping, peekMapping } from "./mapping.ts";
 import { getRefcount } from "./refcount.ts";
@@ -80,7 +81,13 @@ function describe(state: Qcow2State, { kind, hostOffset }: Mapping, bytes: numbe
  */
 async function detectPreallocation(co: Coroutine<"read">, state: Qcow2State): Promise<boolean> {
   const { file, clusterSize } = state;
-  const used = await file.node.ops.getAllocatedFileSize?.(co);
+  let used: number | undefined;
+  try {
+    used = await file.node.ops.getAllocatedFileSize?.(co);
+  } catch (error) {
+    if (error instanceof BlockError) return false;
+    throw error;
+  }
   if (used === undefined) return false;
   const length = await file.getLength(co);
   const clusters = Math.ceil(length / clusterSize);
