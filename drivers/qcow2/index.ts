@@ -6,6 +6,9 @@ import { BlockError } from "../../src/block/errors.ts";
 import { blockStatus } from "./block-status.ts";
 import { pwriteCompressed } from "./compressed.ts";
 import { writeIncompatible } from "./corruption.ts";
+import { create } from "./create.ts";
+import { type CreateOptions, createOptions } from "./create-options.ts";
+import { specificInfo } from "./info.ts";
 import { Incompatible, QCOW2_MAGIC } from "./layout.ts";
 import { l2Coverage } from "./mapping.ts";
 import { openState } from "./open.ts";
@@ -18,16 +21,20 @@ import type { Qcow2State } from "./state.ts";
 import { pwrite } from "./write.ts";
 import { pdiscard, pwriteZeroes } from "./zero.ts";
 
-export const qcow2: FormatDriver<typeof options> = {
+export const qcow2: FormatDriver<typeof options, CreateOptions> = {
   formatName: "qcow2",
   kind: "format",
   options,
+  createOptions,
   supportsBacking: true,
+  supportsCompression: true,
   probe(head) {
     if (head.length < 8) return 0;
     const view = new DataView(head.buffer, head.byteOffset, head.length);
     return view.getUint32(0) === QCOW2_MAGIC && view.getUint32(4) >= 2 ? 100 : 0;
   },
+
+  create,
 
   async open(co, opening) {
     const state = await openState(co, opening);
@@ -76,6 +83,7 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
       vmStateOffset: Math.ceil(state.size / l2Coverage(state)) * l2Coverage(state),
       isDirty: (state.incompatibleFeatures & Incompatible.Dirty) !== 0n,
     }),
+    getSpecificInfo: (co) => specificInfo(co, state),
     listSnapshots: async () => listSnapshots(state),
     async loadSnapshot(co, wanted) {
       await state.lock.run(() => loadSnapshot(co, state, wanted));

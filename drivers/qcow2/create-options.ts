@@ -1,0 +1,163 @@
+/** What can be asked of a new qcow2 image, and whether it goes together. The words of each refusal are qemu-img's.  @qemu qcow2_create_opts */
+
+import type { Prealloc } from "../../src/block/driver.ts";
+import { BlockError } from "../../src/block/errors.ts";
+import type { OptionValues } from "../../src/block/options.ts";
+import { alignUp, isPowerOfTwo, SECTOR_SIZE } from "../../src/block/units.ts";
+import { MAX_BACKING_NAME_BYTES, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS } from "./layout.ts";
+import type { CompressionType } from "./state.ts";
+
+/** In the order in which qemu-img names them when it says what it makes. */
+export const createOptions = {
+  encryption: {
+    type: "bool",
+    help: "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+  },
+  "encrypt.format": { type: "string", help: "Encrypt the image, format choices: 'aes', 'luks'" },
+  "encrypt.key-secret": { type: "string", help: "ID of secret providing qcow AES key or LUKS passphrase" },
+  "encrypt.cipher-alg": { type: "string", help: "Name of encryption cipher algorithm" },
+  "encrypt.cipher-mode": { type: "string", help: "Name of encryption cipher mode" },
+  "encrypt.ivgen-alg": { type: "string", help: "Name of IV generator algorithm" },
+  "encrypt.ivgen-hash-alg": { type: "string", help: "Name of IV generator hash algorithm" },
+  "encrypt.hash-alg": { type: "string", help: "Name of encryption hash algorithm" },
+  "encrypt.iter-time": { type: "number", help: "Time to spend in PBKDF in milliseconds" },
+  cluster_size: { type: "size", default: "65536", help: "qcow2 cluster size" },
+  extended_l2: { type: "bool", default: "off", help: "Extended L2 tables" },
+  preallocation: {
+    type: "string",
+    values: ["off", "metadata", "falloc", "full"],
+    help: "Preallocation mode (allowed values: off, metadata, falloc, full)",
+  },
+  compression_type: {
+    type: "string",
+    default: "zlib",
+    help: "Compression method used for image cluster compression",
+  },
+  size: { type: "size", help: "Virtual disk size" },
+  compat: { type: "string", help: "Compatibility level (v2 [0.10] or v3 [1.1])" },
+  backing_file: { type: "string", help: "File name of a base image" },
+  backing_fmt: { type: "string", help: "Image format of the base image" },
+  data_file: { type: "string", help: "File name of an external data file" },
+  data_file_raw: { type: "bool", help: "The external data file must stay valid as a raw image" },
+  lazy_refcounts: { type: "bool", default: "off", help: "Postpone refcount updates" },
+  refcount_bits: { type: "number", default: "16", help: "Width of a reference count entry in bits" },
+} as const;
+
+export type CreateOptions = typeof createOptions;
+
+/** What the options ask for, checked. */
+export interface NewImage {
+  readonly version: 2 | 3;
+  readonly clusterBits: number;
+  readonly clusterSize: number;
+  /** Bytes, a multiple of 512. */
+  readonly size: number;
+  readonly refcountBits: number;
+  readonly extendedL2: boolean;
+  readonly lazyRefcounts: boolean;
+  readonly compressionType: CompressionType;
+  readonly preallocation: Prealloc;
+  readonly backingFile: string | undefined;
+  readonly backingFormat: string | undefined;
+  readonly dataFile: string | undefined;
+  readonly dataFileRaw: boolean;
+}
+
+const VERSIONS: Readonly<Record<string, 2 | 3>> = { "0.10": 2, v2: 2, "1.1": 3, v3: 3 };
+
+/** Extended L2 entries have 32 subclusters of at least 512 bytes. */
+const MIN_EXTENDED_CLUSTER_BYTES = 16384;
+
+/** A backing format must go into a header extension of 15 bytes. */
+const MAX_FORMAT_BYTES = 15;
+
+export function checkCreateOptions(options: OptionValues<CreateOptions>): NewImage {
+  refuseEncryption(options);
+  const compat = options.compat ?? "v3";
+  const version = VERSIONS[compat];
+  if (!version) throw invalid(`Parameter 'version' does not accept value '${compat}'`);
+  const compression = options.compression_type ?? "zlib";
+  if (compression !== "zlib" && compression !== "zstd")
+    throw invalid(`Parameter 'compression-type' does not accept value '${compression}'`);
+  const clusterSize = options.cluster_size ?? 65536;
+  const clusterBits = Math.log2(clusterSize);
+  if (!isPowerOfTwo(clusterSize) || clusterBits < MIN_CLUSTER_BITS || clusterBits > MAX_CLUSTER_BITS)
+    throw invalid("Cluster size must be a power of two between 512 and 2048k");
+  const image: NewImage = {
+    version,
+    clusterBits,
+    clusterSize,
+    size: alignUp(options.size ?? 0, SECTOR_SIZE),
+    refcountBits: options.refcount_bits ?? 16,
+    extendedL2: options.extended_l2 ?? false,
+    lazyRefcounts: options.lazy_refcounts ?? false,
+    compressionType: compression,
+    preallocation: options.preallocation ?? "off",
+    backingFile: options.backing_file,
+    backingFormat: options.backing_fmt,
+    dataFile: options.data_file,
+    dataFileRaw: options.data_file_raw ?? false,
+  };
+  checkFormat(image);
+  checkFiles(image);
+  return image;
+}
+
+function refuseEncryption(options: OptionValues<CreateOptions>): void {
+  if (options.encryption && options["encrypt.format"] !== undefined)
+    throw invalid("'encrypt.format' and its alias 'encryption' can't be used at the same time");
+  const format = options.encryption ? "aes" : options["encrypt.format"];
+  if (format === undefined) return;
+  if (format !== "aes" && format !== "luks")
+    throw invalid(`Parameter 'format' does not accept value '${format}'`);
+  throw new BlockError(
+    "ENOTSUP",
+    `Encryption of qcow2 images (encrypt.format=${format}) is not supported yet`,
+  );
+}
+
+/** What depends on the version and on the cluster size. */
+function checkFormat(image: NewImage): void {
+  const { version, clusterSize, refcountBits } = image;
+  const needsV3 = "with compatibility level 1.1 and above (use version=v3 or greater)";
+  if (image.extendedL2 && version < 3) throw invalid(`Extended L2 entries are only supported ${needsV3}`);
+  if (image.extendedL2 && clusterSize < MIN_EXTENDED_CLUSTER_BYTES)
+    throw invalid(
+      `Extended L2 entries are only supported with cluster sizes of at least ${MIN_EXTENDED_CLUSTER_BYTES} bytes`,
+    );
+  if (image.preallocation !== "off" && image.backingFile !== undefined && !image.extendedL2)
+    throw invalid("Backing file and preallocation can only be used at the same time if extended_l2 is on");
+  if (image.lazyRefcounts && version < 3) throw invalid(`Lazy refcounts only supported ${needsV3}`);
+  if (!isPowerOfTwo(refcountBits) || refcountBits > 64)
+    throw invalid("Refcount width must be a power of two and may not exceed 64 bits");
+  if (refcountBits !== 16 && version < 3)
+    throw invalid(
+      "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
+    );
+  if (image.compressionType !== "zlib" && version < 3)
+    throw invalid(`Non-zlib compression type is only supported ${needsV3}`);
+}
+
+/** Backing file and data file. */
+function checkFiles({ version, backingFile, backingFormat, dataFile, dataFileRaw }: NewImage): void {
+  if (backingFormat !== undefined && backingFile === undefined)
+    throw invalid("Backing format cannot be used without backing file");
+  if (Buffer.byteLength(backingFormat ?? "") > MAX_FORMAT_BYTES)
+    throw invalid(`Parameter 'backing-fmt' does not accept value '${backingFormat}'`);
+  if (dataFile !== undefined && version < 3)
+    throw invalid(
+      "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)",
+    );
+  if (dataFileRaw && dataFile === undefined) throw invalid("data-file-raw requires data-file");
+  if (dataFileRaw && backingFile !== undefined)
+    throw invalid("Backing file and data-file-raw cannot be used at the same time");
+  if (Buffer.byteLength(backingFile ?? "") > MAX_BACKING_NAME_BYTES)
+    throw BlockError.wrap(
+      `Could not assign backing file '${backingFile}'${backingFormat === undefined ? "" : ` with format '${backingFormat}'`}`,
+      new BlockError("EINVAL"),
+    );
+}
+
+function invalid(message: string): BlockError {
+  return new BlockError("EINVAL", message);
+}

@@ -1,0 +1,170 @@
+/**
+ * New qcow2 images. Layout, as qemu-img's: header, refcount table, first refcount block, active L1 table, with more
+ * refcount blocks and table clusters where that block cannot count them all. The header is written last, so that
+ * what breaks off half-way is no image.  @qemu qcow2_co_create
+ */
+
+import { BlockBackend } from "../../src/block/backend.ts";
+import type { Coroutine } from "../../src/block/coroutine.ts";
+import { createFile, openCreated } from "../../src/block/create.ts";
+import type { CreateRequest } from "../../src/block/driver.ts";
+import { BlockError } from "../../src/block/errors.ts";
+import { type OpenEnvironment, openNode } from "../../src/block/open.ts";
+import { DEFAULT_FLAGS } from "../../src/block/open-flags.ts";
+import type { Options } from "../../src/block/options.ts";
+import { MAX_LENGTH } from "../../src/block/units.ts";
+import { type CreateOptions, checkCreateOptions, type NewImage } from "./create-options.ts";
+import { refcountAccess, setEntry } from "./entries.ts";
+import { l1EntriesFor, serializeHeader } from "./header.ts";
+import { Autoclear, Compatible, Incompatible, MAX_L1_BYTES } from "./layout.ts";
+
+export async function create(co: Coroutine<"none">, request: CreateRequest<CreateOptions>): Promise<void> {
+  const { filename, protocolOptions, environment } = request;
+  // All is checked before anything that is there is emptied.
+  const image = checkCreateOptions(request.options);
+  const layout = planLayout(image);
+  const header = makeHeader(image, layout);
+  await createFile(co, filename, protocolOptions, environment);
+  try {
+    if (image.dataFile !== undefined) {
+      const size = isPreallocated(image) ? 0 : image.size;
+      await createFile(co, image.dataFile, new Map([["size", size]]), environment);
+    }
+    const file = await openCreated(co, filename, environment);
+    try {
+      await writeImage(file, image, layout, header);
+    } finally {
+      await file.close();
+    }
+    if (isPreallocated(image)) await preallocate(co, request, image);
+  } catch (error) {
+    await emptyFile(co, filename, environment);
+    throw error;
+  }
+}
+
+/** Where the structures of a new image are, in clusters; the L1 table comes last. */
+interface Layout {
+  readonly l1Size: number;
+  readonly tableClusters: number;
+  readonly blocks: number;
+  /** First cluster of the L1 table. */
+  readonly l1Cluster: number;
+  readonly usedClusters: number;
+}
+
+/** One table cluster and one block do, but for very small clusters or wide refcounts. */
+function planLayout({ size, clusterSize, extendedL2, refcountBits }: NewImage): Layout {
+  const l1Size = l1EntriesFor(size, clusterSize, extendedL2);
+  if (size > MAX_LENGTH || l1Size * 8 > MAX_L1_BYTES) throw new BlockError("EFBIG");
+  const l1Clusters = Math.ceil((l1Size * 8) / clusterSize);
+  const blockEntries = (clusterSize * 8) / refcountBits;
+  let tableClusters = 1;
+  let blocks = 1;
+  for (;;) {
+    const usedClusters = 1 + tableClusters + blocks + l1Clusters;
+    const blocksNeeded = Math.ceil(usedClusters / blockEntries);
+    const tableNeeded = Math.ceil((blocksNeeded * 8) / clusterSize);
+    if (blocksNeeded <= blocks && tableNeeded <= tableClusters)
+      return { l1Size, tableClusters, blocks, l1Cluster: 1 + tableClusters + blocks, usedClusters };
+    blocks = Math.max(blocks, blocksNeeded);
+    tableClusters = Math.max(tableClusters, tableNeeded);
+  }
+}
+
+function makeHeader(image: NewImage, layout: Layout): Uint8Array {
+  const { clusterSize, backingFile, backingFormat, dataFile } = image;
+  try {
+    return serializeHeader({
+      version: image.version,
+      clusterBits: image.clusterBits,
+      // Guest data is preallocated by growing the image from nothing.
+      size: isPreallocated(image) ? 0 : image.size,
+      refcountBits: image.refcountBits,
+      compressionType: image.compressionType,
+      incompatibleFeatures:
+        (dataFile === undefined ? 0n : Incompatible.DataFile) |
+        (image.compressionType === "zlib" ? 0n : Incompatible.CompressionType) |
+        (image.extendedL2 ? Incompatible.ExtendedL2 : 0n),
+      compatibleFeatures: image.lazyRefcounts ? Compatible.LazyRefcounts : 0n,
+      autoclearFeatures: image.dataFileRaw ? Autoclear.DataFileRaw : 0n,
+      l1TableOffset: layout.l1Size === 0 ? 0 : layout.l1Cluster * clusterSize,
+      l1Size: layout.l1Size,
+      refcountTableOffset: clusterSize,
+      refcountTableClusters: layout.tableClusters,
+      snapshotsOffset: 0,
+      nbSnapshots: 0,
+      unknownHeader: new Uint8Array(0),
+      unknownExtensions: [],
+      backingFile,
+      backingFormat,
+      dataFileName: dataFile,
+      bitmaps: undefined,
+    });
+  } catch (error) {
+    if (backingFile === undefined) throw error;
+    const format = backingFormat === undefined ? "" : ` with format '${backingFormat}'`;
+    throw BlockError.wrap(`Could not assign backing file '${backingFile}'${format}`, error);
+  }
+}
+
+/** The file is empty: what is not written reads as zeroes. */
+async function writeImage(
+  file: BlockBackend,
+  { clusterSize, refcountBits }: NewImage,
+  { l1Size, l1Cluster, tableClusters, blocks, usedClusters }: Layout,
+  header: Uint8Array,
+): Promise<void> {
+  const blocksStart = (1 + tableClusters) * clusterSize;
+  const table = new DataView(new ArrayBuffer(blocks * 8));
+  for (let index = 0; index < blocks; index++)
+    setEntry(table, index * 8, blocksStart + index * clusterSize, false);
+  await file.truncate(l1Cluster * clusterSize + l1Size * 8, "off", true);
+  await file.write(clusterSize, new Uint8Array(table.buffer));
+  // Blocks follow each other, so together they are one array of refcounts.
+  const refcounts = new DataView(new ArrayBuffer(Math.ceil((usedClusters * refcountBits) / 8)));
+  const { set } = refcountAccess(Math.log2(refcountBits));
+  for (let cluster = 0; cluster < usedClusters; cluster++) set(refcounts, cluster, 1);
+  await file.write(blocksStart, new Uint8Array(refcounts.buffer));
+  await file.write(0, header);
+}
+
+/** Whether clusters are allocated at once. A data file that is to stay raw has all of them from the start. */
+function isPreallocated({ preallocation, dataFileRaw }: NewImage): boolean {
+  return preallocation !== "off" || dataFileRaw;
+}
+
+/** Grows the image to its size through the driver. */
+async function preallocate(
+  co: Coroutine<"none">,
+  { filename, environment }: CreateRequest<CreateOptions>,
+  { size, preallocation, dataFile }: NewImage,
+): Promise<void> {
+  const options: Options = new Map([["driver", "qcow2"]]);
+  if (dataFile !== undefined) options.set("data-file.filename", dataFile);
+  const flags = { ...DEFAULT_FLAGS, readOnly: false, noBacking: true };
+  const image = await BlockBackend.forNode(co, await openNode(co, { filename, options, flags, environment }));
+  try {
+    await image.truncate(size, preallocation === "off" ? "metadata" : preallocation);
+  } finally {
+    await image.close();
+  }
+}
+
+/** So that nobody takes the file for an image. What went wrong before is what the user is to hear of. */
+async function emptyFile(
+  co: Coroutine<"none">,
+  filename: string,
+  environment: OpenEnvironment,
+): Promise<void> {
+  try {
+    const file = await openCreated(co, filename, environment);
+    try {
+      await file.truncate(0);
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+  }
+}
