@@ -32,6 +32,7 @@ interface Layer {
   readonly size: number;
   readonly clusterSize: number;
   readonly compressed?: boolean;
+  readonly resize?: boolean;
   /** What stands between the format and its file: options of blkdebug. */
   readonly blkdebug?: NestedOptions;
 }
@@ -98,7 +99,12 @@ const VARIANTS: readonly Variant[] = [
   },
   {
     name: "chain of three, v2",
-    layers: [qcow2(64 * KiB, "compat=0.10"), qcow2(4 * KiB, "compat=0.10"), qcow2(1 * KiB, "compat=0.10")],
+    // Version 2 has no zero clusters, so it can't grow under a longer backing file: ENOTSUP, as qemu.
+    layers: [
+      qcow2(64 * KiB, "compat=0.10"),
+      qcow2(4 * KiB, "compat=0.10", { resize: false }),
+      qcow2(1 * KiB, "compat=0.10", { resize: false }),
+    ],
   },
   {
     name: "chain of three, extended L2 and zstd",
@@ -132,7 +138,7 @@ async function runVariant(
       open: () =>
         openBackend({ driver: layer.format, file: fileOptions(filename, layer) }, { flags: { unmap: true } }),
     };
-    await runOps(target, opsOf(index, { compressed: false, ...layer, resize: true }));
+    await runOps(target, opsOf(index, { compressed: false, resize: true, ...layer }));
     checkLayer(dir, filename, layer, target.model);
     below = { filename, format: layer.format, model: target.model };
   }

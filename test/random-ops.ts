@@ -300,11 +300,11 @@ class Run {
     model.set(data, offset);
   }
 
-  /** Whether a cluster of the range lies plain in the image itself. */
+  /** Whether a cluster of the range lies in the image itself. */
   async #hasPlace(offset: number, bytes: number): Promise<boolean> {
     for (let at = offset; at < offset + bytes; ) {
       const status = await this.#image.blockStatus(at, offset + bytes - at);
-      if (status.depth === 0 && status.offset !== undefined && !status.compressed) return true;
+      if (status.depth === 0 && (status.offset !== undefined || status.compressed)) return true;
       at += status.bytes;
     }
     return false;
