@@ -1,0 +1,163 @@
+/**
+ * A power cut after any write, and with any of the writes since the last flush missing, leaves at worst leaked
+ * clusters: what the file got is recorded, put together again up to each point, and given to qemu-img check.
+ * More by BDRV_CRASH_SEEDS (how many seeds) and BDRV_CRASH_STEPS.
+ */
+
+import assert from "node:assert/strict";
+import fs from "node:fs";
+import path from "node:path";
+import { describe, it } from "node:test";
+import type { BlockBackend } from "../../../src/block/backend.ts";
+import { BlockError } from "../../../src/block/errors.ts";
+import { iovFlatten } from "../../../src/block/iov.ts";
+import { memoryDriver, openBackend } from "../../support/graph.ts";
+import { type Random, random } from "../../support/random.ts";
+import { type Cleanup, tempDir } from "../../support/temp.ts";
+import { missing, mustRun, run } from "../../support/tools.ts";
+
+const SEEDS = Number(process.env["BDRV_CRASH_SEEDS"] ?? 1);
+const STEPS = Number(process.env["BDRV_CRASH_STEPS"] ?? 40);
+
+/** A change of the file, or a flush (undefined). */
+type Change = ((image: Image) => void) | undefined;
+
+/** The file as it is put together again. */
+class Image {
+  data: Uint8Array;
+
+  constructor(data: Uint8Array) {
+    this.data = data.slice();
+  }
+
+  write(offset: number, bytes: Uint8Array): void {
+    if (offset + bytes.length > this.data.length) this.resize(offset + bytes.length);
+    this.data.set(bytes, offset);
+  }
+
+  resize(bytes: number): void {
+    const resized = new Uint8Array(bytes);
+    resized.set(this.data.subarray(0, bytes));
+    this.data = resized;
+  }
+}
+
+/** The image file in memory, with a log of what is done to it. */
+function recorder(test: Cleanup, content: Uint8Array): { readonly log: Change[]; content(): Uint8Array } {
+  const log: Change[] = [];
+  const memory = memoryDriver(test, "recorder", 0, (_, ops) => ({
+    async pwrite(co, offset, iov, flags) {
+      const bytes = iovFlatten(iov).slice();
+      log.push((image) => image.write(offset, bytes));
+      await ops.pwrite?.(co, offset, iov, flags);
+    },
+    async pdiscard(co, offset, bytes) {
+      log.push((image) => image.write(offset, new Uint8Array(bytes)));
+      await ops.pdiscard?.(co, offset, bytes);
+    },
+    async truncate(co, bytes, exact, prealloc, flags) {
+      log.push((image) => image.resize(bytes));
+      await ops.truncate?.(co, bytes, exact, prealloc, flags);
+    },
+    async flushToDisk() {
+      log.push(undefined);
+    },
+    pwriteZeroes: undefined,
+  }));
+  memory.data = content.slice();
+  return { log, content: () => memory.data };
+}
+
+/** Steps of all kinds, a few at a time. What qemu too refuses (a compressed write over data) is no matter. */
+async function work(image: BlockBackend, dice: Random, clusterSize: number, size: number): Promise<void> {
+  let length = size;
+  for (let step = 0; step < STEPS; step++) {
+    const range = (unit: number): [number, number] => {
+      const offset = dice.below(Math.floor(length / unit)) * unit;
+      return [offset, Math.min((1 + dice.below(6)) * unit, length - offset)];
+    };
+    const batch: Promise<void>[] = [];
+    for (let each = 0; each < 1 + dice.below(3); each++) {
+      const [offset, bytes] = range(512);
+      const [start, whole] = range(clusterSize);
+      const data = new Uint8Array(bytes).fill(1 + dice.below(255));
+      const kind = dice.below(20);
+      if (kind < 8) batch.push(image.write(offset, data));
+      else if (kind < 11) batch.push(image.write(start, new Uint8Array(whole).fill(step + 1), { compressed: true }));
+      else if (kind < 14) batch.push(image.discard(start, whole));
+      else if (kind < 17) batch.push(image.writeZeroes(offset, bytes, { mayUnmap: kind === 16 }));
+      else if (kind < 18) batch.push(image.flush());
+      else batch.push(image.read(offset, bytes).then(() => {}));
+    }
+    for (const result of await Promise.allSettled(batch))
+      if (result.status === "rejected" && !(result.reason instanceof BlockError && result.reason.errno === "EIO"))
+        throw result.reason;
+    if (dice.below(12) === 0) {
+      length = Math.max((1 + dice.below(12)) * clusterSize * 8, clusterSize * 4);
+      await image.truncate(length);
+    }
+  }
+}
+
+function checkNoCorruption(filename: string, data: Uint8Array, what: string): void {
+  fs.writeFileSync(filename, data);
+  const { stdout, stderr } = run("qemu-img", ["check", "-f", "qcow2", "--output=json", filename]);
+  const result = JSON.parse(stdout || "{}") as { corruptions?: number; "check-errors"?: number };
+  assert.equal(result["check-errors"], 0, `${what}: ${stderr}`);
+  assert.equal(result.corruptions ?? 0, 0, `${what}: ${stderr}`);
+}
+
+const VARIANTS: readonly { readonly name: string; readonly options: string; readonly clusterSize: number }[] = [
+  { name: "clusters of 512", options: "cluster_size=512", clusterSize: 512 },
+  { name: "clusters of 512, refcounts of 64 bits", options: "cluster_size=512,refcount_bits=64", clusterSize: 512 },
+  { name: "clusters of 4096, v2", options: "cluster_size=4096,compat=0.10", clusterSize: 4096 },
+  { name: "extended L2", options: "cluster_size=16384,extended_l2=on", clusterSize: 16384 },
+];
+
+describe("a power cut", { skip: missing("qemu-img") }, () => {
+  for (const { name, options, clusterSize } of VARIANTS) {
+    it(`leaves at worst leaks: ${name}`, async (test) => {
+      const dir = tempDir(test);
+      for (let seed = 1; seed <= SEEDS; seed++) {
+        const filename = path.join(dir, "image.qcow2");
+        const size = clusterSize * 96;
+        mustRun("qemu-img", ["create", "-q", "-f", "qcow2", "-o", options, filename, String(size)]);
+        const before = new Uint8Array(fs.readFileSync(filename));
+        const ends: (() => void)[] = [];
+        const { log, content } = recorder({ after: (fn) => ends.push(fn as () => void) }, before);
+        const dice = random(seed);
+        const image = await openBackend(
+          { driver: "qcow2", file: { driver: "recorder" }, "l2-cache-size": clusterSize * 3 },
+          { flags: { unmap: true } },
+        );
+        await work(image, dice, clusterSize, size);
+        await image.close();
+        for (const end of ends) end();
+        replay(filename, before, log, dice, `${name}, seed ${seed}`);
+        fs.writeFileSync(filename, content());
+        mustRun("qemu-img", ["check", "-f", "qcow2", filename]);
+      }
+    });
+  }
+});
+
+/** Every prefix of a sample, and for each some of the changes since the last flush left out. */
+function replay(filename: string, before: Uint8Array, log: readonly Change[], dice: Random, what: string): void {
+  const stable = new Image(before);
+  let pending: NonNullable<Change>[] = [];
+  for (const [index, change] of log.entries()) {
+    if (!change) {
+      for (const each of pending) each(stable);
+      pending = [];
+      continue;
+    }
+    pending.push(change);
+    const prefix = new Image(stable.data);
+    for (const each of pending) each(prefix);
+    checkNoCorruption(filename, prefix.data, `${what}, cut after change ${index}`);
+    if (pending.length < 2) continue;
+    const torn = new Image(stable.data);
+    for (const each of pending) if (dice.below(2) === 0) each(torn);
+    checkNoCorruption(filename, torn.data, `${what}, cut at change ${index} with changes missing`);
+  }
+}
