@@ -11,17 +11,17 @@ export default async function* report(source) {
   const skipped = new Map();
   const closing = [];
   let file;
-  let counts = { pass: 0, fail: 0, skip: 0, slow: [] };
+  let counts = newCounts();
 
   function* closeFile() {
     if (!file) return;
-    const { pass, fail, skip, slow } = counts;
+    const { pass, fail, skip, durationMs } = counts;
     const parts = [`${pass} passed`];
     if (fail > 0) parts.push(`${fail} failed`);
     if (skip > 0) parts.push(`${skip} skipped`);
-    if (slow.length > 0) parts.push(`slow: ${slow.join(", ")}`);
+    if (durationMs >= SLOW_MS) parts.push(`${(durationMs / 1000).toFixed(1)} s`);
     yield `${fail > 0 ? "✖" : "✔"} ${file}: ${parts.join(", ")}\n`;
-    counts = { pass: 0, fail: 0, skip: 0, slow: [] };
+    counts = newCounts();
   }
 
   for await (const { type, data } of source) {
@@ -40,6 +40,7 @@ export default async function* report(source) {
       yield* closeFile();
       file = name;
     }
+    if (data.nesting === 0) counts.durationMs += data.details.duration_ms;
     const isSuite = data.details?.type === "suite";
     if (data.skip === "test name does not match pattern") continue;
     if (data.skip !== undefined) {
@@ -49,9 +50,6 @@ export default async function* report(source) {
     } else if (type === "test:pass") {
       if (isSuite) continue;
       counts.pass++;
-      const { duration_ms: duration } = data.details;
-      if (data.nesting === 0 && duration >= SLOW_MS)
-        counts.slow.push(`${data.name} ${(duration / 1000).toFixed(1)} s`);
     } else if (data.todo === undefined) {
       // A test that fails because a subtest did says nothing that the subtest has not said.
       if (data.details.error?.failureType === "subtestsFailed") continue;
@@ -69,6 +67,10 @@ export default async function* report(source) {
   }
   if (failures.length > 0) yield `\nFailed again, so that they stand at the end:\n${failures.join("")}`;
   yield `\n${closing.join("\n")}\n`;
+}
+
+function newCounts() {
+  return { pass: 0, fail: 0, skip: 0, durationMs: 0 };
 }
 
 /** dist/test/block/io.test.js is test/block/io.test.ts. */
