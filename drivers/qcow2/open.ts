@@ -14,7 +14,7 @@ import { Mutex } from "./mutex.ts";
 import { cacheSizes, checkOverlapOptions, type options } from "./runtime-options.ts";
 import { readSnapshots } from "./snapshot.ts";
 import type { Qcow2State } from "./state.ts";
-import { TableCache, type TableCacheOptions } from "./table-cache.ts";
+import { TableCache } from "./table-cache.ts";
 
 type Opening = OpeningNode<typeof options>;
 
@@ -62,6 +62,7 @@ async function openDataFile(
   return openReference(co, "data-file", role, "data file", header.dataFileName);
 }
 
+/** Reads the tables, and puts everything together. */
 async function makeState(
   co: Coroutine<"read">,
   { node, environment, options: given, flags }: Opening,
@@ -69,19 +70,9 @@ async function makeState(
   file: BlockChild,
   dataFile: BlockChild,
 ): Promise<Qcow2State> {
-  const { clusterBits } = header;
-  const clusterSize = 2 ** clusterBits;
-  const extendedL2 = (header.incompatibleFeatures & Incompatible.ExtendedL2) !== 0n;
-  const l2EntryBytes = extendedL2 ? 16 : 8;
-  const subclusters = extendedL2 ? 32 : 1;
-  const sizes = cacheSizes(given, header.size, clusterSize, l2EntryBytes);
-  const checksOverlap = checkOverlapOptions(given);
-  const lazy = given["lazy-refcounts"] ?? (header.compatibleFeatures & Compatible.LazyRefcounts) !== 0n;
-  if (lazy && header.version < 3)
-    throw new BlockError(
-      "EINVAL",
-      "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
-    );
+  const geometry = geometryOf(header);
+  const { clusterSize } = geometry;
+  const sizes = cacheSizes(given, header.size, clusterSize, geometry.l2EntryBytes);
   const l1Table = await readTable(
     co,
     file,
@@ -97,24 +88,15 @@ async function makeState(
     "Could not initialize refcount handling",
   );
   const { snapshots, tableBytes } = await readSnapshots(co, file, header);
-  const check =
-    (exempt: "active L2 table" | "refcount block"): TableCacheOptions["checkWrite"] =>
-    (writer, offset, bytes) =>
-      checkOverlap(writer, state, offset, bytes, exempt);
   const state: Qcow2State = {
     ...header,
+    ...geometry,
+    ...emptyRuntime(),
     unknownExtensions: [...header.unknownExtensions],
     node,
     environment,
     file,
     dataFile,
-    hasDataFile: (header.incompatibleFeatures & Incompatible.DataFile) !== 0n,
-    clusterSize,
-    l2EntryBytes,
-    l2Entries: clusterSize / l2EntryBytes,
-    extendedL2,
-    subclusters,
-    subclusterSize: clusterSize / subclusters,
     l1Table,
     refcountTable,
     snapshots,
@@ -125,7 +107,7 @@ async function makeState(
       tableBytes: sizes.l2EntryBytes,
       capacity: sizes.l2Tables,
       loadEvent: "l2_load",
-      checkWrite: check("active L2 table"),
+      checkWrite: (writer, offset, bytes) => checkOverlap(writer, state, offset, bytes, "active L2 table"),
     }),
     refcountCache: new TableCache({
       file,
@@ -133,17 +115,8 @@ async function makeState(
       tableBytes: clusterSize,
       capacity: sizes.refcountTables,
       loadEvent: "refblock_load",
-      checkWrite: check("refcount block"),
+      checkWrite: (writer, offset, bytes) => checkOverlap(writer, state, offset, bytes, "refcount block"),
     }),
-    lock: new Mutex(),
-    transfers: new Transfers(),
-    allocations: new Allocations(),
-    maxHostOffset: Math.min(MAX_LENGTH, 2 ** (70 - clusterBits)),
-    freeClusterIndex: 0,
-    freeByteOffset: 0,
-    freed: new Set(),
-    discards: [],
-    retiredTables: [],
     passDiscard: {
       never: false,
       always: true,
@@ -151,17 +124,60 @@ async function makeState(
       snapshot: given["pass-discard-snapshot"] ?? true,
       other: given["pass-discard-other"] ?? false,
     },
-    useLazyRefcounts: lazy,
-    checksOverlap,
-    inflated: new Map(),
+    useLazyRefcounts: usesLazyRefcounts(given, header),
+    checksOverlap: checkOverlapOptions(given),
+    clearsAutoclear: (header.autoclearFeatures & Autoclear.Bitmaps) !== 0n,
+  };
+  return state;
+}
+
+/** What follows from the header's numbers. */
+function geometryOf({ clusterBits, incompatibleFeatures }: ParsedHeader) {
+  const clusterSize = 2 ** clusterBits;
+  const extendedL2 = (incompatibleFeatures & Incompatible.ExtendedL2) !== 0n;
+  const l2EntryBytes = extendedL2 ? 16 : 8;
+  const subclusters = extendedL2 ? 32 : 1;
+  return {
+    clusterSize,
+    extendedL2,
+    l2EntryBytes,
+    l2Entries: clusterSize / l2EntryBytes,
+    subclusters,
+    subclusterSize: clusterSize / subclusters,
+    hasDataFile: (incompatibleFeatures & Incompatible.DataFile) !== 0n,
+    // So that entries of compressed clusters can name any offset.
+    maxHostOffset: Math.min(MAX_LENGTH, 2 ** (70 - clusterBits)),
+  };
+}
+
+/** What is known before the first request. */
+function emptyRuntime() {
+  return {
+    lock: new Mutex(),
+    transfers: new Transfers(),
+    allocations: new Allocations(),
+    freeClusterIndex: 0,
+    freeByteOffset: 0,
+    freed: new Set<number>(),
+    discards: [],
+    retiredTables: [],
+    inflated: new Map<string, Uint8Array>(),
     inflatedGeneration: 0,
     metadataIndex: undefined,
     isBroken: false,
     isCorruptionReported: false,
     metadataPreallocated: undefined,
-    clearsAutoclear: (header.autoclearFeatures & Autoclear.Bitmaps) !== 0n,
   };
-  return state;
+}
+
+function usesLazyRefcounts(given: Opening["options"], header: ParsedHeader): boolean {
+  const lazy = given["lazy-refcounts"] ?? (header.compatibleFeatures & Compatible.LazyRefcounts) !== 0n;
+  if (lazy && header.version < 3)
+    throw new BlockError(
+      "EINVAL",
+      "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+    );
+  return lazy;
 }
 
 async function readTable(

@@ -10,8 +10,8 @@ import { COPIED_HIGH, tableOffset } from "./entries.ts";
 import { l1EntriesFor } from "./header.ts";
 import { beforeChange, ensureL2, growL1, sliceFor, writeEntry } from "./l2.ts";
 import { HeaderV2 } from "./layout.ts";
-import { Kind, l2Coverage, lookUp } from "./mapping.ts";
-import { allocateClusters, freeClusters, getRefcount, settleFreed } from "./refcount.ts";
+import { Kind, l2Coverage, l2OffsetOf, lookUp } from "./mapping.ts";
+import { allocateClusters, freeClusters, getRefcount, refblockEntries, settleFreed } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 import { pwrite } from "./write.ts";
 import { discardRange, zeroize } from "./zero.ts";
@@ -182,21 +182,83 @@ export async function preallocate(
   mode: Prealloc,
 ): Promise<void> {
   const { clusterSize, dataFile } = state;
+  const fileMode = mode === "metadata" ? "off" : mode;
   const first = start - (start % clusterSize);
   const last = alignUp(end, clusterSize);
-  const fileMode = mode === "metadata" ? "off" : mode;
   await state.lock.run(async () => {
     await beforeChange(co, state);
     // Behind the end of the file: a cluster that was used before would show its old content.
     const length = await state.file.getLength(co);
     state.freeClusterIndex = Math.max(state.freeClusterIndex, Math.ceil(length / clusterSize));
     if (state.hasDataFile) await dataFile.truncate(co, end, false, fileMode);
-    else if (mode !== "metadata") {
-      const tables = Math.ceil((last - first) / l2Coverage(state)) + 1;
-      const wanted = alignUp(length, clusterSize) + tables * clusterSize + (last - first);
-      await dataFile.truncate(co, wanted, false, fileMode);
-    }
   });
+  const hostEnd =
+    mode === "metadata" || state.hasDataFile
+      ? await mapRange(co, state, first, last, undefined)
+      : await mapReserved(co, state, first, last, mode);
+  state.metadataPreallocated = undefined;
+  if (state.hasDataFile || hostEnd <= (await dataFile.getLength(co))) return;
+  await dataFile.truncate(co, hostEnd, false, fileMode);
+}
+
+/** Has the file reserve space for all clusters in a row, and maps them; where they end. */
+async function mapReserved(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  first: number,
+  last: number,
+  mode: Prealloc,
+): Promise<number> {
+  const { clusterSize, file } = state;
+  const host = { next: 0, end: 0 };
+  await state.lock.run(async () => {
+    const { kind } = await lookUp(co, state, first, clusterSize);
+    // The last cluster of what was there before may have data.
+    const bytes = last - first - (kind === Kind.UnallocatedPlain ? 0 : clusterSize);
+    if (bytes === 0) return;
+    const wanted = await lengthWith(co, state, first, last, bytes);
+    if (wanted > (await file.getLength(co))) await file.truncate(co, wanted, false, mode);
+    host.next = await allocateClusters(co, state, bytes, "data cluster");
+    host.end = host.next + bytes;
+  });
+  try {
+    return await mapRange(co, state, first, last, host);
+  } catch (error) {
+    await state.lock.run(() => freeClusters(co, state, host.next, host.end - host.next, "never"));
+    throw error;
+  }
+}
+
+/** How long the file becomes by `bytes` of data for the guest range, with the tables and refcount blocks for it. */
+async function lengthWith(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  first: number,
+  last: number,
+  bytes: number,
+): Promise<number> {
+  const { clusterSize, refcountTable } = state;
+  const coverage = l2Coverage(state);
+  let clusters = Math.ceil((await state.file.getLength(co)) / clusterSize) + bytes / clusterSize;
+  for (let at = first - (first % coverage); at < last; at += coverage)
+    if (l2OffsetOf(state, at) === 0) clusters++;
+  let blocks = 0;
+  for (let index = 0; index * 8 < refcountTable.byteLength; index++)
+    if (tableOffset(refcountTable, index) !== 0) blocks++;
+  const entries = refblockEntries(state);
+  for (; blocks * entries < clusters; blocks++) clusters++;
+  return clusters * clusterSize;
+}
+
+/** Maps what is unallocated to new clusters, or to those that `host` has; where the last of them ends. */
+async function mapRange(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  first: number,
+  last: number,
+  host: { next: number; readonly end: number } | undefined,
+): Promise<number> {
+  const { clusterSize } = state;
   let hostEnd = 0;
   for (let at = first; at < last; ) {
     co.checkAborted();
@@ -204,26 +266,29 @@ export async function preallocate(
       await ensureL2(co, state, at);
       const { kind, bytes } = await lookUp(co, state, at, last - at);
       const run = alignUp(bytes, clusterSize);
-      if (kind === Kind.UnallocatedPlain) hostEnd = Math.max(hostEnd, await setAside(co, state, at, run));
+      if (kind === Kind.UnallocatedPlain) {
+        let hostOffset = at;
+        if (host) hostOffset = host.next;
+        else if (!state.hasDataFile) hostOffset = await allocateClusters(co, state, run, "data cluster");
+        await setAside(co, state, at, hostOffset, run);
+        if (host) host.next += run;
+        hostEnd = Math.max(hostEnd, hostOffset + run);
+      }
       at += run;
     });
   }
-  state.metadataPreallocated = undefined;
-  if (state.hasDataFile || hostEnd <= (await dataFile.getLength(co))) return;
-  await dataFile.truncate(co, hostEnd, false, fileMode);
+  return hostEnd;
 }
 
-/** Maps a run of unallocated clusters within one slice; where its host clusters end. */
+/** Maps a run of unallocated clusters within one slice. */
 async function setAside(
   co: Coroutine<"read">,
   state: Qcow2State,
   guestOffset: number,
+  hostOffset: number,
   bytes: number,
-): Promise<number> {
+): Promise<void> {
   const { clusterSize } = state;
-  const hostOffset = state.hasDataFile
-    ? guestOffset
-    : await allocateClusters(co, state, bytes, "data cluster");
   if (!state.hasDataFile && !state.useLazyRefcounts)
     await state.l2Cache.setDependency(co, state.refcountCache);
   const { slice, index } = await sliceFor(co, state, guestOffset);
@@ -236,5 +301,4 @@ async function setAside(
       allocatedBits: 0,
     });
   }
-  return hostOffset + bytes;
 }

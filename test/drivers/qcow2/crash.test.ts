@@ -43,7 +43,10 @@ class Image {
 }
 
 /** The image file in memory, with a log of what is done to it. */
-function recorder(test: Cleanup, content: Uint8Array): { readonly log: Change[]; content(): Uint8Array } {
+function recorder(
+  test: Cleanup,
+  content: Uint8Array,
+): { readonly log: Change[]; readonly content: () => Uint8Array } {
   const log: Change[] = [];
   const memory = memoryDriver(test, "recorder", 0, (_, ops) => ({
     async pwrite(co, offset, iov, flags) {
@@ -83,14 +86,18 @@ async function work(image: BlockBackend, dice: Random, clusterSize: number, size
       const data = new Uint8Array(bytes).fill(1 + dice.below(255));
       const kind = dice.below(20);
       if (kind < 8) batch.push(image.write(offset, data));
-      else if (kind < 11) batch.push(image.write(start, new Uint8Array(whole).fill(step + 1), { compressed: true }));
+      else if (kind < 11)
+        batch.push(image.write(start, new Uint8Array(whole).fill(step + 1), { compressed: true }));
       else if (kind < 14) batch.push(image.discard(start, whole));
       else if (kind < 17) batch.push(image.writeZeroes(offset, bytes, { mayUnmap: kind === 16 }));
       else if (kind < 18) batch.push(image.flush());
       else batch.push(image.read(offset, bytes).then(() => {}));
     }
     for (const result of await Promise.allSettled(batch))
-      if (result.status === "rejected" && !(result.reason instanceof BlockError && result.reason.errno === "EIO"))
+      if (
+        result.status === "rejected" &&
+        !(result.reason instanceof BlockError && result.reason.errno === "EIO")
+      )
         throw result.reason;
     if (dice.below(12) === 0) {
       length = Math.max((1 + dice.below(12)) * clusterSize * 8, clusterSize * 4);
@@ -107,12 +114,17 @@ function checkNoCorruption(filename: string, data: Uint8Array, what: string): vo
   assert.equal(result.corruptions ?? 0, 0, `${what}: ${stderr}`);
 }
 
-const VARIANTS: readonly { readonly name: string; readonly options: string; readonly clusterSize: number }[] = [
-  { name: "clusters of 512", options: "cluster_size=512", clusterSize: 512 },
-  { name: "clusters of 512, refcounts of 64 bits", options: "cluster_size=512,refcount_bits=64", clusterSize: 512 },
-  { name: "clusters of 4096, v2", options: "cluster_size=4096,compat=0.10", clusterSize: 4096 },
-  { name: "extended L2", options: "cluster_size=16384,extended_l2=on", clusterSize: 16384 },
-];
+const VARIANTS: readonly { readonly name: string; readonly options: string; readonly clusterSize: number }[] =
+  [
+    { name: "clusters of 512", options: "cluster_size=512", clusterSize: 512 },
+    {
+      name: "clusters of 512, refcounts of 64 bits",
+      options: "cluster_size=512,refcount_bits=64",
+      clusterSize: 512,
+    },
+    { name: "clusters of 4096, v2", options: "cluster_size=4096,compat=0.10", clusterSize: 4096 },
+    { name: "extended L2", options: "cluster_size=16384,extended_l2=on", clusterSize: 16384 },
+  ];
 
 describe("a power cut", { skip: missing("qemu-img") }, () => {
   for (const { name, options, clusterSize } of VARIANTS) {
@@ -142,7 +154,13 @@ describe("a power cut", { skip: missing("qemu-img") }, () => {
 });
 
 /** Every prefix of a sample, and for each some of the changes since the last flush left out. */
-function replay(filename: string, before: Uint8Array, log: readonly Change[], dice: Random, what: string): void {
+function replay(
+  filename: string,
+  before: Uint8Array,
+  log: readonly Change[],
+  dice: Random,
+  what: string,
+): void {
   const stable = new Image(before);
   let pending: NonNullable<Change>[] = [];
   for (const [index, change] of log.entries()) {
