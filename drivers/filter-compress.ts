@@ -23,6 +23,8 @@ export const compress: FilterDriver = {
         Req.WriteUnchanged | ((Req.Fua | Req.MayUnmap | Req.NoFallback) & file.node.supportedZeroFlags),
       getLength: (co) => file.getLength(co),
       pwrite: (co, offset, iov, flags) => file.pwrite(co, offset, iov, flags | Req.WriteCompressed),
+      // Zeroes stay zeroes where they are whole clusters; the core makes a compressed write of the rest.
+      pwriteZeroes: (co, offset, bytes, flags) => file.pwriteZeroes(co, offset, bytes, flags),
       // A compressed write is a whole cluster.
       limits: () => (info?.clusterSize ? { requestAlignment: info.clusterSize } : {}),
     };

@@ -25,7 +25,7 @@ export interface AioOutcome {
 export class AioQueue {
   readonly #signal: AbortSignal;
   #inFlight = 0;
-  #started = 0;
+  #endings = 0;
   #ended: Ended[] = [];
   /** How many commands wait just now. */
   #polling = 0;
@@ -39,7 +39,6 @@ export class AioQueue {
 
   /** Takes charge of a request that has been started. Comes back when what can be done at once is done. */
   async add(kind: "read" | "write", request: Promise<AioOutcome>): Promise<void> {
-    const order = this.#started++;
     this.#inFlight++;
     const settled = () => {
       this.#inFlight--;
@@ -48,7 +47,7 @@ export class AioQueue {
     };
     request.then(
       ({ failed, print }) => {
-        this.#ended.push({ rank: failed ? RANKS.failed : RANKS[kind], order, print });
+        this.#ended.push({ rank: failed ? RANKS.failed : RANKS[kind], order: this.#endings++, print });
         settled();
       },
       (error: unknown) => {
@@ -61,9 +60,9 @@ export class AioQueue {
 
   /**
    * Waits for `work`; requests that end meanwhile are printed. What ends at once has not waited: an error by then
-   * leaves the others for later.
+   * leaves the others for later, unless `always`.
    */
-  async poll<T>(work: Promise<T>): Promise<T> {
+  async poll<T>(work: Promise<T>, always = false): Promise<T> {
     let waits = false;
     const turn = setImmediate(() => {
       waits = true;
@@ -72,8 +71,13 @@ export class AioQueue {
     });
     try {
       const answer = await abortable(work, this.#signal);
+      // What was begun before it has nearly always ended before it, too.
+      if (this.#inFlight > 0) await this.#nextEnd();
       this.#print();
       return answer;
+    } catch (error) {
+      if (always) this.#print();
+      throw error;
     } finally {
       clearImmediate(turn);
       if (waits) this.#polling--;

@@ -2,6 +2,7 @@
 
 import { BlockBackend } from "../../block/backend.ts";
 import { BlockError } from "../../block/errors.ts";
+import type { BlockNode } from "../../block/node.ts";
 import type { OpenRequest } from "../../block/open.ts";
 import { DEFAULT_FLAGS, type OpenFlags, parseCacheMode } from "../../block/open-flags.ts";
 import { type Options, parseKeyValues } from "../../block/options.ts";
@@ -127,8 +128,11 @@ export async function openImage(
     context.report(error, what);
     return false;
   }
-  await checkWritable(session, flags, what);
-  return session.image !== undefined;
+  const refused = refusal(session.image.backend.node, flags);
+  if (refused === undefined) return true;
+  context.error(`${what}: ${refused}`);
+  await session.close();
+  return false;
 }
 
 function openFlags(flags: ImageFlags): OpenFlags {
@@ -139,7 +143,6 @@ function openFlags(flags: ImageFlags): OpenFlags {
 /** What was asked for and can't be had. */
 function checkAbilities({ aio, copyOnRead, direct, readOnly }: ImageFlags, options: Options): void {
   if (copyOnRead && readOnly) throw new BlockError("EINVAL", "Can't use copy-on-read on read-only device");
-  if (copyOnRead) throw new BlockError("ENOTSUP", "Copy-on-read is not supported");
   const isDirect = direct || options.get("cache.direct") === "on";
   // The thread pool does it all; but who asks for native AIO learns of a mistake in the cache mode.
   if (aio === "native" && !isDirect)
@@ -149,11 +152,15 @@ function checkAbilities({ aio, copyOnRead, direct, readOnly }: ImageFlags, optio
     );
 }
 
-/** Writing was asked for, and options made the image read-only. */
-async function checkWritable(session: IoSession, flags: ImageFlags, what: string): Promise<void> {
-  if (flags.readOnly || !session.image?.backend.node.readOnly) return;
-  session.context.error(`${what}: Block node is read-only`);
-  await session.close();
+/** What shows only when the image is open; undefined: all is well. */
+function refusal(node: BlockNode, { copyOnRead, readOnly }: ImageFlags): string | undefined {
+  // By its options, where the command line did not say so.
+  if (!readOnly && node.readOnly) return "Block node is read-only";
+  // Without a backing file there is nothing to copy.
+  const format = node.driver;
+  if (copyOnRead && format.kind === "format" && format.supportsBacking)
+    return `Copy-on-read is not supported for format '${format.formatName}'`;
+  return undefined;
 }
 
 export const open: IoCommand = {

@@ -158,7 +158,8 @@ async function timedRead(
   const { stdout } = session.context;
   const start = now();
   try {
-    await session.aio.poll(request());
+    // The vector commands are asynchronous requests in qemu-io, and run its event loop in any case.
+    await session.aio.poll(request(), name === "readv");
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     throw new CommandFault(`${name} failed: ${error.message}`);

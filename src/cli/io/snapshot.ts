@@ -14,26 +14,25 @@ import { createImage } from "../../jobs/create.ts";
 /** Opens what `request` asks for, read-only, and a new overlay over it that has the flags of the request. */
 export async function openSnapshot(request: OpenRequest): Promise<BlockBackend> {
   const { flags, environment } = request;
-  return mainContext.run(async (main) => {
-    const base = await openNode(main, { ...request, flags: { ...flags, readOnly: true } });
-    let temporary: string | undefined;
-    try {
-      temporary = await temporaryImage(base.totalSectors * SECTOR_SIZE, request);
-      const options = new Map([
-        ["driver", "qcow2"],
-        ["file.driver", "file"],
-        ["file.filename", temporary],
-        ["backing", base.nodeName],
-      ]);
-      // Nobody reads it after a crash.
-      const overlay = await openNode(main, { options, flags: { ...flags, noFlush: true }, environment });
-      return await BlockBackend.forNode(main, overlay);
-    } finally {
-      // It lives on until it is closed, and no longer, however that happens.
-      if (temporary !== undefined) fs.rmSync(temporary, { force: true });
-      await unrefNode(main, base);
-    }
-  });
+  const base = await mainContext.run((main) =>
+    openNode(main, { ...request, flags: { ...flags, readOnly: true } }),
+  );
+  let temporary: string | undefined;
+  try {
+    temporary = await temporaryImage(base.totalSectors * SECTOR_SIZE, request);
+    const options = new Map([
+      ["driver", "qcow2"],
+      ["file.driver", "file"],
+      ["file.filename", temporary],
+      ["backing", base.nodeName],
+    ]);
+    // Nobody reads it after a crash.
+    return await BlockBackend.open({ options, flags: { ...flags, noFlush: true }, environment });
+  } finally {
+    // It lives on until it is closed, and no longer, however that happens.
+    if (temporary !== undefined) fs.rmSync(temporary, { force: true });
+    await mainContext.run((main) => unrefNode(main, base));
+  }
 }
 
 async function temporaryImage(size: number, { environment }: OpenRequest): Promise<string> {
