@@ -2,13 +2,10 @@
 
 import "../drivers/index.ts";
 
+// Nodes, coroutines and locks, for those who work at that level.
 export { AioContext, aioWaitWhile, MainLoop, mainContext } from "./block/aio-context.ts";
-// Using images.
-export {
-  type BackendOptions,
-  BlockBackend,
-  type RequestOptions,
-} from "./block/backend.ts";
+// Images.
+export { type BackendOptions, BlockBackend, type RequestOptions } from "./block/backend.ts";
 export type { BlockStatus, ChainStatus } from "./block/block-status.ts";
 export { blockStatus, blockStatusAbove } from "./block/block-status.ts";
 export {
@@ -27,8 +24,8 @@ export {
   type GraphHold,
   graphRdlock,
 } from "./block/coroutine.ts";
+// Drivers of one's own.
 export { createFile, openCreated } from "./block/create.ts";
-// Writing drivers, and working with nodes and coroutines.
 export * from "./block/driver.ts";
 export { BlockError, type BlockErrorOptions, type Errno, errnoNumber, strerror } from "./block/errors.ts";
 export { combinePath, protocolPrefix, resolveReference } from "./block/filename.ts";
@@ -43,12 +40,21 @@ export {
   unrefNode,
 } from "./block/graph.ts";
 export type { IoVector } from "./block/iov.ts";
-export * from "./block/iov.ts";
-export * from "./block/layout.ts";
-export { getLength, refreshTotalSectors, truncate } from "./block/length.ts";
+export {
+  iovConcat,
+  iovFill,
+  iovFlatten,
+  iovIsZero,
+  iovLength,
+  iovParts,
+  iovSlice,
+  iovWrite,
+  isZero,
+} from "./block/iov.ts";
+export { refreshTotalSectors } from "./block/length.ts";
 export { BlockNode } from "./block/node.ts";
-export type { ExternalReference, OpenEnvironment, OpenGate } from "./block/open.ts";
-export { type OpeningNode, type OpenRequest, openDriver, openGate, openNode } from "./block/open.ts";
+export type { OpenEnvironment, OpeningNode, OpenRequest } from "./block/open.ts";
+export { type ExternalReference, type OpenGate, openDriver, openGate, openNode } from "./block/open.ts";
 export type { CacheMode } from "./block/open-flags.ts";
 export { DEFAULT_FLAGS, type OpenFlags } from "./block/open-flags.ts";
 export {
@@ -63,10 +69,10 @@ export {
   parseSize,
   takeOptions,
 } from "./block/options.ts";
-export * from "./block/units.ts";
+export { alignDown, alignUp, GiB, KiB, MAX_LENGTH, MiB, SECTOR_SIZE, TiB } from "./block/units.ts";
+// Jobs.
 export type { CompareResult } from "./jobs/compare.ts";
 export type { CopyOptions } from "./jobs/convert.ts";
-// Jobs.
 export type { ImageInfo } from "./jobs/info.ts";
 export type { MapEntry, MapRange } from "./jobs/map.ts";
 export { type ContentExtent, type ContentRange, type ExtentOptions, readExtents } from "./library/content.ts";

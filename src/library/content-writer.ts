@@ -10,7 +10,10 @@ import { breather } from "./content.ts";
 export interface WriteOptions {
   /** Guest offset of the first byte. Default: 0. */
   readonly start?: number;
-  /** Data is stored compressed, for a format that can; `start` is then a multiple of the cluster size. Default: false. */
+  /**
+   * Data is stored compressed, in a format that can: over whole clusters, up to the image's end if not, that hold
+   * nothing yet (EIO). Default: false.
+   */
   readonly compressed?: boolean;
   /** All is on stable storage when the stream finishes. Default: false: closing the image sees to it. */
   readonly flush?: boolean;
