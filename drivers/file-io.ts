@@ -231,7 +231,7 @@ export function syncData(host: HostFile): Promise<void> {
 /** @qemu raw_regular_truncate */
 export async function resize(fd: number, oldSize: number, size: number, prealloc: Prealloc): Promise<void> {
   if (size < oldSize && prealloc !== "off")
-    throw new BlockError("ENOTSUP", "Preallocation can't be used for shrinking files");
+    throw new BlockError("ENOTSUP", "Cannot use preallocation for shrinking files");
   if (prealloc === "metadata") throw new BlockError("ENOTSUP", "Unsupported preallocation mode: metadata");
   try {
     // Where space can't be set aside, writing the zeroes does it.

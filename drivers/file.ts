@@ -117,9 +117,10 @@ export const hostDevice: ProtocolDriver<typeof options, typeof deviceCreateOptio
 };
 
 function openDescriptor(filename: string, readOnly: boolean, direct: boolean): number {
-  const { O_RDONLY, O_RDWR, O_DIRECT = 0 } = fs.constants;
+  const { O_RDONLY, O_RDWR, O_DIRECT }: Partial<typeof fs.constants> = fs.constants;
   try {
-    return fs.openSync(filename, (readOnly ? O_RDONLY : O_RDWR) | (direct ? O_DIRECT : 0));
+    // Systems without O_DIRECT do without.
+    return fs.openSync(filename, ((readOnly ? O_RDONLY : O_RDWR) ?? 0) | ((direct && O_DIRECT) || 0));
   } catch (error) {
     throw BlockError.wrap(`Could not open '${filename}'`, toBlockError(error));
   }
@@ -130,7 +131,7 @@ async function openFile(
   driver: string,
 ) {
   const { filename } = options;
-  if (filename === undefined) throw new BlockError("EINVAL", "The 'file' block driver requires a file name");
+  if (!filename) throw new BlockError("EINVAL", "The 'file' block driver requires a file name");
   node.exactFilename = filename;
   const { direct } = node.flags;
   let fd: number;
@@ -167,6 +168,7 @@ function fileOps(host: HostFile, node: BlockNode): NodeOps {
     supportedZeroFlags: Req.MayUnmap | Req.NoFallback | Req.WriteUnchanged,
     async getLength() {
       if (!isDevice) return fs.fstatSync(host.fd).size;
+      if (!fs.fstatSync(host.fd).isBlockDevice()) return 0;
       const bytes = host.posix.blockDeviceSize(host.fd);
       if (bytes === undefined) throw new BlockError("ENOTSUP", `The size of '${host.filename}' is not known`);
       return bytes;
@@ -187,6 +189,7 @@ function fileOps(host: HostFile, node: BlockNode): NodeOps {
     blockStatus: async (_, wantZero, offset, bytes) => fileStatus(host, node, wantZero, offset, bytes),
     getAllocatedFileSize: async () => fs.fstatSync(host.fd).blocks * 512,
     hasZeroInit: () => !isDevice,
+    getInfo: async () => ({}),
     limits: () => (host.isDirect ? { requestAlignment: directAlignment(host), memoryAlignment: 4096 } : {}),
     async reopen(_, readOnly) {
       const old = host.fd;

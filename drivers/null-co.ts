@@ -44,7 +44,7 @@ export const nullCo: ProtocolDriver<typeof options> = {
       pwriteZeroes: wait,
       flushToDisk: wait,
       async blockStatus(_co, _wantZero, offset, bytes) {
-        return { bytes, data: !readZeroes, zero: readZeroes, allocated: true, offset };
+        return { bytes, data: false, zero: readZeroes, allocated: readZeroes, offset };
       },
       getAllocatedFileSize: async () => 0,
       reopen: async () => ({ commit: () => {}, abort: () => {} }),

@@ -119,7 +119,7 @@ export class BlockBackend implements ChildParent {
       if (!lock.tryEnter()) await lock.enter(signal);
       const co = new Coroutine("read", this.context, signal);
       try {
-        return await fn(co);
+        return await fn(co, root);
       } finally {
         co.live = false;
         lock.leave();
@@ -132,12 +132,16 @@ export class BlockBackend implements ChildParent {
 
   /** Bytes of guest content, a multiple of 512.  @qemu blk_getlength */
   getLength(): Promise<number> {
-    return this.run((co) => this.node.getLength(co));
+    return this.run((co, root) => root.node.getLength(co));
   }
 
   /** @qemu blk_check_byte_request */
-  async #checkRange(co: Coroutine<"read">, offset: number, bytes: number): Promise<void> {
-    const { node } = this;
+  async #checkRange(
+    co: Coroutine<"read">,
+    { node }: BlockChild,
+    offset: number,
+    bytes: number,
+  ): Promise<void> {
     if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(bytes) || offset < 0 || bytes < 0)
       throw new BlockError("EIO", undefined, { offset });
     if (this.#allowBeyondEof) return;
@@ -154,25 +158,25 @@ export class BlockBackend implements ChildParent {
 
   /** Fills `iov` from `offset`.  @qemu blk_co_preadv */
   readInto(offset: number, iov: IoVector, options: RequestOptions = {}): Promise<void> {
-    return this.run(async (co) => {
-      await this.#checkRange(co, offset, iovLength(iov));
-      await this.root.pread(co, offset, iov, options.flags ?? 0);
+    return this.run(async (co, root) => {
+      await this.#checkRange(co, root, offset, iovLength(iov));
+      await root.pread(co, offset, iov, options.flags ?? 0);
     }, options.signal);
   }
 
   /** @qemu blk_co_pwritev */
   write(offset: number, iov: IoVector, options: RequestOptions = {}): Promise<void> {
-    return this.run(async (co) => {
-      await this.#checkRange(co, offset, iovLength(iov));
-      await this.root.pwrite(co, offset, iov, this.#writeFlags(options));
+    return this.run(async (co, root) => {
+      await this.#checkRange(co, root, offset, iovLength(iov));
+      await root.pwrite(co, offset, iov, this.#writeFlags(options));
     }, options.signal);
   }
 
   /** @qemu blk_co_pwrite_zeroes */
   writeZeroes(offset: number, bytes: number, options: RequestOptions = {}): Promise<void> {
-    return this.run(async (co) => {
-      await this.#checkRange(co, offset, bytes);
-      await this.root.pwriteZeroes(co, offset, bytes, this.#writeFlags(options));
+    return this.run(async (co, root) => {
+      await this.#checkRange(co, root, offset, bytes);
+      await root.pwriteZeroes(co, offset, bytes, this.#writeFlags(options));
     }, options.signal);
   }
 
@@ -187,25 +191,25 @@ export class BlockBackend implements ChildParent {
 
   /** Tells that the content of a range is no longer needed; what it reads as afterwards is open.  @qemu blk_co_pdiscard */
   discard(offset: number, bytes: number, options: RequestOptions = {}): Promise<void> {
-    return this.run(async (co) => {
-      await this.#checkRange(co, offset, bytes);
-      await this.root.pdiscard(co, offset, bytes);
+    return this.run(async (co, root) => {
+      await this.#checkRange(co, root, offset, bytes);
+      await root.pdiscard(co, offset, bytes);
     }, options.signal);
   }
 
   /** Makes all writes that have ended stable.  @qemu blk_co_flush */
   flush(signal?: AbortSignal): Promise<void> {
-    return this.run((co) => this.root.flush(co), signal);
+    return this.run((co, root) => root.flush(co), signal);
   }
 
   /** Changes the length to `bytes`.  @qemu blk_co_truncate */
   truncate(bytes: number, prealloc: Prealloc = "off", exact = false): Promise<void> {
-    return this.run((co) => this.root.truncate(co, bytes, exact, prealloc));
+    return this.run((co, root) => root.truncate(co, bytes, exact, prealloc));
   }
 
   /** What holds from `offset` on, through the backing chain; zeroes of lower layers are looked for. */
   blockStatus(offset: number, bytes: number, signal?: AbortSignal): Promise<ChainStatus> {
-    return this.run((co) => blockStatusAbove(co, this.node, undefined, true, offset, bytes), signal);
+    return this.run((co, root) => blockStatusAbove(co, root.node, undefined, true, offset, bytes), signal);
   }
 
   /** Switches between read-only and read-write, the backing files aside.  @qemu bdrv_reopen_set_read_only */

@@ -109,7 +109,7 @@ export function errnoFromNumber(number: number): Errno {
   return "EIO";
 }
 
-export function isErrno(code: string): code is Errno {
+function isErrno(code: string): code is Errno {
   return Object.hasOwn(STRERROR, code);
 }
 

@@ -61,7 +61,7 @@ export function refreshFilename(node: BlockNode): void {
 }
 
 /** All that opens the same node again.  @qemu bs->full_open_options */
-export function fullOpenOptions(node: BlockNode): NestedOptions {
+function fullOpenOptions(node: BlockNode): NestedOptions {
   const children: Record<string, NestedOptions> = {};
   for (const [name, edge] of node.children) {
     // A backing file that the image names itself needs no telling.
@@ -76,7 +76,7 @@ function jsonFilename(node: BlockNode): string {
 }
 
 /** JSON with the spaces that QEMU's own writer puts. */
-export function toQemuJson(value: unknown): string {
+function toQemuJson(value: unknown): string {
   if (value === null || typeof value !== "object") return JSON.stringify(value);
   if (Array.isArray(value)) return `[${value.map(toQemuJson).join(", ")}]`;
   const members = Object.entries(value).map(

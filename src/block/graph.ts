@@ -319,7 +319,7 @@ export async function replaceNode(
 ): Promise<void> {
   let moved = 0;
   await changeGraph(caller, [from, to], async (_, transaction) => {
-    for (const edge of [...from.parents]) {
+    for (const edge of Array.from(from.parents)) {
       if (edge.parent === to) continue;
       checkNoLoop(edge.parent, to, edge.name);
       unlink(transaction, edge);

@@ -51,7 +51,7 @@ export function flattenOptions(nested: NestedOptions, prefix = "", into: Options
     if (value === null || typeof value !== "object") into.set(prefix + key, value);
     else if (Array.isArray(value))
       flattenOptions(
-        { ...(value as readonly (OptionScalar | NestedOptions)[]) } as unknown as NestedOptions,
+        Object.fromEntries((value as readonly (OptionScalar | NestedOptions)[]).entries()),
         `${prefix}${key}.`,
         into,
       );
@@ -139,7 +139,7 @@ function parseSizeOption(key: string, value: OptionScalar): number {
 }
 
 /** A whole number, decimal, 0x hexadecimal or 0 octal, as strtoull takes it; undefined if it is none. */
-export function parseInteger(text: string): number | undefined {
+function parseInteger(text: string): number | undefined {
   const trimmed = text.trimStart();
   const match = /^([+-]?)(0x[0-9a-f]+|[0-9]+)$/i.exec(trimmed);
   if (!match) return undefined;
