@@ -2,82 +2,34 @@
 
 import "../drivers/index.ts";
 
-// Nodes, coroutines and locks, for those who work at that level.
-export { AioContext, aioWaitWhile, MainLoop, mainContext } from "./block/aio-context.ts";
 // Images.
+
 export { type BackendOptions, BlockBackend, type RequestOptions } from "./block/backend.ts";
 export type { BlockStatus, ChainStatus } from "./block/block-status.ts";
-export { blockStatus, blockStatusAbove } from "./block/block-status.ts";
-export {
-  BlockChild,
-  type ChildParent,
-  type ChildRole,
-  Perm,
-  type PermPair,
-  permNames,
-} from "./block/child.ts";
-export {
-  Coroutine,
-  coWrapper,
-  coWrapperMixed,
-  coWrapperMixedUnlocked,
-  type GraphHold,
-  graphRdlock,
-} from "./block/coroutine.ts";
-// Drivers of one's own.
-export { createFile, openCreated } from "./block/create.ts";
-export * from "./block/driver.ts";
 export { BlockError, type BlockErrorOptions, type Errno, errnoNumber, strerror } from "./block/errors.ts";
-export { combinePath, protocolPrefix, resolveReference } from "./block/filename.ts";
-export {
-  attachChild,
-  detach,
-  drainedBegin,
-  drainedEnd,
-  refNode,
-  replaceNode,
-  setBacking,
-  unrefNode,
-} from "./block/graph.ts";
 export type { IoVector } from "./block/iov.ts";
-export {
-  iovConcat,
-  iovFill,
-  iovFlatten,
-  iovIsZero,
-  iovLength,
-  iovParts,
-  iovSlice,
-  iovWrite,
-  isZero,
-} from "./block/iov.ts";
-export { refreshTotalSectors } from "./block/length.ts";
-export { BlockNode } from "./block/node.ts";
-export type { OpenEnvironment, OpeningNode, OpenRequest } from "./block/open.ts";
-export { type ExternalReference, type OpenGate, openDriver, openGate, openNode } from "./block/open.ts";
+export { type ExternalReference, type OpenGate, openGate } from "./block/open.ts";
 export type { CacheMode } from "./block/open-flags.ts";
-export { DEFAULT_FLAGS, type OpenFlags } from "./block/open-flags.ts";
+export { GiB, KiB, MAX_LENGTH, MiB, SECTOR_SIZE, TiB } from "./block/units.ts";
+export { type ContentExtent, type ContentRange, type ExtentOptions, readExtents } from "./library/content.ts";
+export type { WriteOptions } from "./library/content-writer.ts";
+export * from "./library/driver-options.ts";
+export { denyAll, type OpenOptions, open } from "./library/open.ts";
 export {
-  flattenOptions,
-  type NestedOptions,
-  type OptionScalar,
-  type OptionSpec,
-  type Options,
-  type OptionTable,
-  type OptionValues,
-  parseKeyValues,
-  parseSize,
-  takeOptions,
-} from "./block/options.ts";
-export { alignDown, alignUp, GiB, KiB, MAX_LENGTH, MiB, SECTOR_SIZE, TiB } from "./block/units.ts";
+  createReadStream,
+  createWriteStream,
+  type ReadStreamOptions,
+  readable,
+  type WriteStreamOptions,
+  writable,
+} from "./library/streams.ts";
+
 // Jobs.
+
 export type { CompareResult } from "./jobs/compare.ts";
 export type { CopyOptions } from "./jobs/convert.ts";
 export type { ImageInfo } from "./jobs/info.ts";
 export type { MapEntry, MapRange } from "./jobs/map.ts";
-export { type ContentExtent, type ContentRange, type ExtentOptions, readExtents } from "./library/content.ts";
-export type { WriteOptions } from "./library/content-writer.ts";
-export * from "./library/driver-options.ts";
 export {
   type BackingReference,
   type CheckImageOptions,
@@ -95,12 +47,69 @@ export {
   map,
   type NewImageOptions,
 } from "./library/jobs.ts";
-export { denyAll, type OpenOptions, open } from "./library/open.ts";
+
+// Drivers of one's own.
+
+export { createFile, openCreated } from "./block/create.ts";
+export * from "./block/driver.ts";
+export { combinePath, protocolPrefix, resolveReference } from "./block/filename.ts";
 export {
-  createReadStream,
-  createWriteStream,
-  type ReadStreamOptions,
-  readable,
-  type WriteStreamOptions,
-  writable,
-} from "./library/streams.ts";
+  iovConcat,
+  iovFill,
+  iovFlatten,
+  iovIsZero,
+  iovLength,
+  iovParts,
+  iovSlice,
+  iovWrite,
+  isZero,
+} from "./block/iov.ts";
+export type { OpenEnvironment, OpeningNode, OpenRequest } from "./block/open.ts";
+export {
+  flattenOptions,
+  type NestedOptions,
+  type OptionScalar,
+  type OptionSpec,
+  type Options,
+  type OptionTable,
+  type OptionValues,
+  parseKeyValues,
+  parseSize,
+  takeOptions,
+} from "./block/options.ts";
+export { alignDown, alignUp } from "./block/units.ts";
+
+// Nodes, coroutines and locks, for those who work at that level.
+
+export { AioContext, aioWaitWhile, MainLoop, mainContext } from "./block/aio-context.ts";
+export { blockStatus, blockStatusAbove } from "./block/block-status.ts";
+export {
+  BlockChild,
+  type ChildParent,
+  type ChildRole,
+  Perm,
+  type PermPair,
+  permNames,
+} from "./block/child.ts";
+export {
+  Coroutine,
+  coWrapper,
+  coWrapperMixed,
+  coWrapperMixedUnlocked,
+  type GraphHold,
+  graphRdlock,
+} from "./block/coroutine.ts";
+export {
+  attachChild,
+  detach,
+  drainedBegin,
+  drainedEnd,
+  refNode,
+  replaceNode,
+  setBacking,
+  unrefNode,
+} from "./block/graph.ts";
+export { refreshTotalSectors } from "./block/length.ts";
+export { BlockNode } from "./block/node.ts";
+export { openDriver, openNode } from "./block/open.ts";
+export { DEFAULT_FLAGS, type OpenFlags } from "./block/open-flags.ts";
