@@ -4,6 +4,7 @@ import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import { type FormatDriver, type NodeOps, Req } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { blockStatus } from "./block-status.ts";
+import { check } from "./check.ts";
 import { pwriteCompressed } from "./compressed.ts";
 import { writeIncompatible } from "./corruption.ts";
 import { create } from "./create.ts";
@@ -83,6 +84,7 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
       vmStateOffset: Math.ceil(state.size / l2Coverage(state)) * l2Coverage(state),
       isDirty: (state.incompatibleFeatures & Incompatible.Dirty) !== 0n,
     }),
+    check: (co, wanted) => check(co, state, wanted),
     getSpecificInfo: (co) => specificInfo(co, state),
     listSnapshots: async () => listSnapshots(state),
     async loadSnapshot(co, wanted) {

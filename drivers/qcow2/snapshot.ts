@@ -23,6 +23,8 @@ export interface SnapshotTable {
   readonly snapshots: Snapshot[];
   /** Length of the table in the file. */
   readonly tableBytes: number;
+  /** Entries, by index, that lack the disk size, which version 3 wants. */
+  readonly incomplete: readonly number[];
 }
 
 /** Bytes that are read at once. */
@@ -49,6 +51,7 @@ export async function readSnapshots(
     return window.subarray(offset - windowStart, offset - windowStart + bytes);
   };
   const snapshots: Snapshot[] = [];
+  const incomplete: number[] = [];
   let offset = start;
   for (let index = 0; index < header.nbSnapshots; index++) {
     // Entries start at multiples of 8.
@@ -66,9 +69,10 @@ export async function readSnapshots(
       throw new BlockError("EFBIG", "Snapshot table is too big", {
         hint: `You can force-remove all ${header.nbSnapshots - index} overhanging snapshots with qemu-img check -r all`,
       });
+    if (extraDataSize < 16) incomplete.push(index);
     snapshots.push(makeSnapshot(record, rest, header.size));
   }
-  return { snapshots, tableBytes: offset - start };
+  return { snapshots, tableBytes: offset - start, incomplete };
 }
 
 /** `rest`: extra data, id and name. Old entries lack the extra data. */
