@@ -109,10 +109,15 @@ export class BlockBackend implements ChildParent {
    * Runs `fn` as one coroutine that holds the graph read lock: for what the methods below don't offer. It must not
    * call a method of a backend, which would ask for the lock a second time.
    */
-  async run<T>(fn: (co: Coroutine<"read">) => Promise<T>, signal?: AbortSignal): Promise<T> {
+  async run<T>(
+    fn: (co: Coroutine<"read">, root: BlockChild) => Promise<T>,
+    signal?: AbortSignal,
+  ): Promise<T> {
     signal?.throwIfAborted();
     if (++requests % REQUESTS_PER_LOOK === 0) await breathe();
     while (this.#quiesced > 0) await abortable(this.context.nextKick(), signal);
+    // A close waits for this request, so it keeps the edge that it began with.
+    const { root } = this;
     this.#inFlight++;
     const lock = this.context.graph;
     try {
