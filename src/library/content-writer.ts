@@ -5,7 +5,6 @@ import { BlockError } from "../block/errors.ts";
 import { alignDown, KiB, MiB } from "../block/units.ts";
 import { findRuns, type SparseRule, sparseRule } from "../jobs/convert-zeroes.ts";
 import { imageInfo } from "../jobs/info.ts";
-import { breather } from "./content.ts";
 
 export interface WriteOptions {
   /** Guest offset of the first byte. Default: 0. */
@@ -97,7 +96,6 @@ export class ContentWriter {
 
   async #put(data: Uint8Array, signal: AbortSignal): Promise<void> {
     const { compressed = false } = this.#options;
-    await breather.breathe();
     for (const { start, end, zero } of findRuns(data, this.#offset, this.#rule)) {
       const offset = this.#offset + start;
       if (zero) await this.#image.writeZeroes(offset, end - start, { mayUnmap: true, signal });

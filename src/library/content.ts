@@ -3,7 +3,6 @@
 import type { BlockBackend } from "../block/backend.ts";
 import { BlockError } from "../block/errors.ts";
 import { MiB } from "../block/units.ts";
-import { Breather } from "../jobs/convert-queue.ts";
 
 /** Which part of the guest content, and how. */
 export interface ContentRange {
@@ -30,9 +29,6 @@ export interface ExtentOptions extends ContentRange {
 
 /** Most bytes that are read at once, and held, where the user does not say. */
 export const DEFAULT_CHUNK_BYTES = MiB;
-
-/** One for all: many short streams, one after the other, must not keep timers and signals out either. */
-export const breather = new Breather(undefined);
 
 /** Where a range starts, and the offset behind its last byte. RangeError: it is not within the image. */
 export async function resolveRange(
@@ -72,8 +68,6 @@ export async function* readExtents(
   /** Where the zeroes begin that have been found so far. */
   let zeroes = start;
   for (let offset = start; offset < stop; ) {
-    await breather.breathe();
-    signal?.throwIfAborted();
     const status = await statusWithin(image, offset, stop - offset, signal);
     if (status.zero) {
       offset += status.bytes;

@@ -2,14 +2,7 @@
 
 import { Readable, Writable } from "node:stream";
 import type { BlockBackend } from "../block/backend.ts";
-import {
-  breather,
-  type ContentRange,
-  DEFAULT_CHUNK_BYTES,
-  pieceBytes,
-  readSparse,
-  resolveRange,
-} from "./content.ts";
+import { type ContentRange, DEFAULT_CHUNK_BYTES, pieceBytes, readSparse, resolveRange } from "./content.ts";
 import { ContentWriter, type WriteOptions } from "./content-writer.ts";
 
 export interface ReadStreamOptions extends ContentRange {
@@ -154,7 +147,6 @@ class ContentSource {
   }
 
   async fill(buffer: Uint8Array, signal: AbortSignal): Promise<void> {
-    await breather.breathe();
     await readSparse(this.#image, this.#offset, buffer, signal);
     this.#offset += buffer.length;
   }

@@ -166,6 +166,19 @@ for (const [kind, read] of Object.entries(readers)) {
   });
 }
 
+for (const [kind, read] of Object.entries(readers)) {
+  test(`${kind}: an image that is closed under it is an error, not a hang`, async (t) => {
+    const { filename } = await patchwork(t, 10);
+    const image = await open(filename, { format: "raw" });
+    await assert.rejects(
+      async () => {
+        for await (const _ of read(image, { highWaterMark: 64 * KiB })) await image.close();
+      },
+      { errno: "ENOMEDIUM" },
+    );
+  });
+}
+
 test("Node stream: a slow consumer holds the reads back", async (t) => {
   const { memory, image } = await recorded(t, 4 * MiB);
   const stream = createReadStream(image, { highWaterMark: 64 * KiB });
