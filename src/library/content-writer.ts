@@ -8,14 +8,14 @@ import { imageInfo } from "../jobs/info.ts";
 
 export interface WriteOptions {
   /** Guest offset of the first byte. Default: 0. */
-  readonly start?: number;
+  readonly start?: number | undefined;
   /**
    * Data is stored compressed, in a format that can: over whole clusters, up to the image's end if not, that hold
    * nothing yet (EIO). Default: false.
    */
-  readonly compressed?: boolean;
+  readonly compressed?: boolean | undefined;
   /** All is on stable storage when the stream finishes. Default: false: closing the image sees to it. */
-  readonly flush?: boolean;
+  readonly flush?: boolean | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 

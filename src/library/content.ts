@@ -7,9 +7,9 @@ import { MiB } from "../block/units.ts";
 /** Which part of the guest content, and how. */
 export interface ContentRange {
   /** Offset of the first byte. Default: 0. */
-  readonly start?: number;
+  readonly start?: number | undefined;
   /** Offset of the last byte, inclusive as in `fs.createReadStream`. Default: the image's last. */
-  readonly end?: number;
+  readonly end?: number | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -24,7 +24,7 @@ export interface ContentExtent {
 
 export interface ExtentOptions extends ContentRange {
   /** Most bytes of data in one extent; zeroes may go on for longer. Default: 1 MiB. */
-  readonly maxDataBytes?: number;
+  readonly maxDataBytes?: number | undefined;
 }
 
 /** Most bytes that are read at once, and held, where the user does not say. */

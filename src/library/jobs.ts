@@ -66,9 +66,9 @@ export async function* map(
 
 export interface CompareOptions extends JobOptions {
   /** Lengths and block status must be the same too. */
-  readonly strict?: boolean;
+  readonly strict?: boolean | undefined;
   /** Gets the bytes done, and how many there are. */
-  readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
+  readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
 }
 
 /** Whether two images show the same to the guest; where one is longer, the rest of it must be zeroes. */
@@ -82,7 +82,7 @@ export function compare(
   return withImage(first, open, (one) =>
     withImage(second, open, async (two) => {
       try {
-        const given = { strict, ...(onProgress && { onProgress }), ...(signal && { signal }) };
+        const given = { strict, signal, ...(onProgress && { onProgress }) };
         return await compareImages({ first: one, second: two, ...given });
       } catch (error) {
         if (!(error instanceof CompareError)) throw error;
@@ -96,7 +96,7 @@ export function compare(
 
 export interface CheckImageOptions extends JobOptions {
   /** Gets each finding as a line, as qemu-img prints it. */
-  readonly onFinding?: (line: string) => void;
+  readonly onFinding?: ((line: string) => void) | undefined;
 }
 
 /** Looks for errors in an image's tables. ENOTSUP: its format has nothing to check. */
@@ -115,7 +115,7 @@ export interface BackingReference {
 }
 
 interface NewImageCommon {
-  readonly backing?: BackingReference;
+  readonly backing?: BackingReference | undefined;
 }
 
 /** A new image: its format with that format's own options, and its backing file. */
@@ -123,9 +123,9 @@ export type NewImageOptions = FormatOptions & NewImageCommon;
 
 export type CreateOptions = NewImageOptions & {
   /** Bytes; by default the backing file's. */
-  readonly size?: number;
+  readonly size?: number | undefined;
   /** The backing file is not looked at; a size is needed then. */
-  readonly unsafeBacking?: boolean;
+  readonly unsafeBacking?: boolean | undefined;
 } & Pick<OpenOptions, "gate" | "onWarning">;
 
 /** Makes an image; what was in the file before is gone. BlockError with qemu-img's words. */
@@ -148,9 +148,9 @@ export type ConvertTarget = BlockBackend | (NewImageOptions & { readonly filenam
 
 export interface ConvertOptions extends CopyOptions, Pick<OpenOptions, "gate"> {
   /** How sources are opened that are not open yet. */
-  readonly source?: Omit<JobOptions, "gate" | "onWarning" | "signal">;
+  readonly source?: Omit<JobOptions, "gate" | "onWarning" | "signal"> | undefined;
   /** Default: unsafe, for a half-written image is of no use anyway. */
-  readonly cache?: CacheMode;
+  readonly cache?: CacheMode | undefined;
 }
 
 /**
@@ -162,7 +162,7 @@ export async function convert(
   target: ConvertTarget,
   options: ConvertOptions = {},
 ): Promise<void> {
-  const environment = openEnvironment(options as Pick<OpenOptions, "gate" | "onWarning">);
+  const environment = openEnvironment(options);
   const { signal } = options;
   const open = (name: ImageName) =>
     openWith(name, { ...options.source, gate: environment.gate, onWarning: environment.warn, signal }, {});

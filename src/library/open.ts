@@ -12,29 +12,29 @@ import type { DriverOptions } from "./driver-options.ts";
 
 export interface OpenOptions {
   /** Name of the format; without it the format is probed, which a guest that wrote the image can steer. */
-  readonly format?: string;
+  readonly format?: string | undefined;
   /** Default: false. */
-  readonly writable?: boolean;
+  readonly writable?: boolean | undefined;
   /** False: the backing file is left alone, and what lies in it reads as zeroes. Default: true. */
-  readonly backing?: boolean;
+  readonly backing?: boolean | undefined;
   /** qemu-img's cache modes. Default: writeback. */
-  readonly cache?: CacheMode;
+  readonly cache?: CacheMode | undefined;
   /** Whether discards reach the storage. Default: unmap, as in qemu-io. */
-  readonly discard?: "ignore" | "unmap";
+  readonly discard?: "ignore" | "unmap" | undefined;
   /** Whether data that is all zeroes is written as zeroes. Default: off. */
-  readonly detectZeroes?: "off" | "on" | "unmap";
+  readonly detectZeroes?: "off" | "on" | "unmap" | undefined;
   /** Others may have the image open, and even write to it. Only for reading. Default: false. */
-  readonly forceShare?: boolean;
+  readonly forceShare?: boolean | undefined;
   /** Shows this internal snapshot, by its id or else its name, in place of the current state. Only for reading. */
-  readonly snapshot?: string;
+  readonly snapshot?: string | undefined;
   /** Ends the wait: what was opened by then is closed again. */
   readonly signal?: AbortSignal | undefined;
   /** Asked for every file that the image names. Default: all are followed, as by qemu-img; see `denyAll`. */
-  readonly gate?: OpenGate;
+  readonly gate?: OpenGate | undefined;
   /** Gets the text of a warning. Default: `process.emitWarning`. */
-  readonly onWarning?: (message: string) => void;
+  readonly onWarning?: ((message: string) => void) | undefined;
   /** Where the nodes live: images of one context can use each other's nodes by name. Default: a new one. */
-  readonly context?: AioContext;
+  readonly context?: AioContext | undefined;
 }
 
 /** A gate for images from untrusted hands: refuses every file that an image names. */

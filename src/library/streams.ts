@@ -7,12 +7,12 @@ import { ContentWriter, type WriteOptions } from "./content-writer.ts";
 
 export interface ReadStreamOptions extends ContentRange {
   /** Most bytes that are read at once; a Node stream holds as many ready. Default: 1 MiB. */
-  readonly highWaterMark?: number;
+  readonly highWaterMark?: number | undefined;
 }
 
 export interface WriteStreamOptions extends WriteOptions {
   /** Bytes that may wait to be written before the producer is told to pause. Default: 1 MiB. */
-  readonly highWaterMark?: number;
+  readonly highWaterMark?: number | undefined;
 }
 
 /**

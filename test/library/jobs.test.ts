@@ -173,6 +173,15 @@ test("map gives what qemu-img map gives, through a chain of three", noQemu, asyn
   );
 });
 
+test("map tells what is stored compressed", async () => {
+  const extents = await gather(map(path.join(images, "qemu-img-7.2-zlib.qcow2")));
+  const stored = extents.filter(({ depth, data }) => depth === 0 && data);
+  assert.ok(stored.length > 0);
+  assert.ok(stored.every(({ compressed, hostOffset }) => compressed && hostOffset === undefined));
+  const plain = await gather(map(path.join(images, "qemu-img-7.2-v3.qcow2")));
+  assert.ok(plain.every(({ compressed }) => !compressed));
+});
+
 test("map closes what it has opened, also if nobody hears it out", async (t) => {
   const dir = tempDir(t);
   const filename = path.join(dir, "disk.raw");

@@ -95,6 +95,12 @@ test("a probed raw image warns before it is written, by process.emitWarning or a
     warnings.join("\n"),
     /^Image format was not specified for '.*disk.img' and probing guessed raw/,
   );
+  // Node's own listener would print it.
+  const printers = process.listeners("warning");
+  process.removeAllListeners("warning");
+  t.after(() => {
+    for (const printer of printers) process.on("warning", printer);
+  });
   const emitted = new Promise<Error>((resolve) => process.once("warning", resolve));
   const image = await open(filename, { writable: true });
   await image.close();
