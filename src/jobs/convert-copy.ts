@@ -45,8 +45,6 @@ export const MAX_PARALLEL = 16;
 const DEFAULT_SPARSE_BYTES = 4 * KiB;
 /** Four keep two cores busy; more only wait for each other (PERFORMANCE.md). */
 const DEFAULT_PARALLEL = 4;
-/** Small writes of one worker's piece that may be under way at once. */
-const WRITES_PER_PIECE = 4;
 
 /**
  * Makes `target` read as `sources` read, one behind the other. The target must be at least as long as all of them;
@@ -132,10 +130,12 @@ class Copier {
     this.#target = target;
     this.#rules = rules;
     this.#options = options;
-    const { compress = false, bytesPerSecond, signal } = options;
+    const { compress = false, outOfOrder = false, bytesPerSecond, signal } = options;
     this.#breather = new Breather(signal);
     this.#plan = new CopyPlan(source, this.#planOptions());
-    this.#writes = new Limiter(compress ? rules.parallel : rules.parallel * WRITES_PER_PIECE);
+    // In order, one write after the other: what they allocate must not depend on which of them was quicker.
+    if (compress) this.#writes = new Limiter(rules.parallel);
+    else this.#writes = new Limiter(outOfOrder ? rules.parallel : 1);
     if (bytesPerSecond) this.#throttle = new Throttle(bytesPerSecond);
   }
 
@@ -203,10 +203,25 @@ class Copier {
     try {
       await this.#source.readInto(piece.offset, data, signal);
     } catch (error) {
-      const { errno } = toBlockError(error);
-      if (!salvage) throw atByte("reading", piece.reportOffset, errno, error);
+      toBlockError(error);
+      if (!salvage) throw atByte("reading", await this.#firstUnreadable(piece, data), error);
       await this.#salvage(piece.offset, data);
     }
+  }
+
+  /** The offset that an error names: compressing, qemu-img reads cluster by cluster. */
+  async #firstUnreadable(piece: Piece, data: Uint8Array): Promise<number> {
+    const { compress = false, signal } = this.#options;
+    if (!compress) return piece.reportOffset;
+    const { alignmentBytes } = this.#rules;
+    for (let from = 0; from < data.length; from += alignmentBytes) {
+      try {
+        await this.#source.readInto(piece.offset + from, data.subarray(from, from + alignmentBytes), signal);
+      } catch {
+        return piece.offset + from;
+      }
+    }
+    return piece.reportOffset;
   }
 
   /** Reads halves of what can't be read at once, down to single sectors; those that can't be read are zeroes. */
@@ -244,25 +259,13 @@ class Copier {
     const ends: Promise<void>[] = [];
     try {
       if (data) {
-        for (const run of this.#runs(piece, data)) await this.#issueRun(piece, data, run, ends);
-      } else {
-        await this.#issue(piece.bytes, ends, () => this.#writeZeroes(piece.offset, piece.bytes));
-      }
+        const runs = findRuns(data, piece.offset, this.#rules.sparse);
+        for (const run of runs) await this.#issueRun(piece, data, run, ends);
+      } else await this.#issueZeroes(piece.offset, piece.bytes, piece.reportOffset, ends);
       if (!outOfOrder) this.#turns.leave(piece.index);
     } finally {
-      await this.#settle(piece, ends);
+      await settle(ends);
     }
-  }
-
-  /** All writes must have ended before the buffer is used again, or the target is closed. */
-  async #settle(piece: Piece, ends: readonly Promise<void>[]): Promise<void> {
-    const failed = (await Promise.allSettled(ends)).find((end) => end.status === "rejected");
-    if (!failed) return;
-    throw atByte("writing", piece.reportOffset, toBlockError(failed.reason).errno, failed.reason);
-  }
-
-  #runs(piece: Piece, data: Uint8Array): readonly Run[] {
-    return findRuns(data, piece.offset, this.#rules.sparse);
   }
 
   async #issueRun(piece: Piece, data: Uint8Array, run: Run, ends: Promise<void>[]): Promise<void> {
@@ -270,44 +273,68 @@ class Copier {
     const { compress = false, targetIsZero = false, keepBacking = false } = this.#options;
     const offset = piece.offset + start;
     if (zero) {
-      if (targetIsZero && !keepBacking) return;
-      await this.#issue(end - start, ends, () => this.#writeZeroes(offset, end - start));
+      if (!targetIsZero || keepBacking)
+        await this.#issueZeroes(offset, end - start, piece.reportOffset, ends);
       return;
     }
-    if (!compress) {
-      await this.#issue(end - start, ends, () => this.#writeData(offset, data.subarray(start, end), false));
-      return;
-    }
-    const { alignmentBytes } = this.#rules;
-    for (let from = start; from < end; from += alignmentBytes) {
-      const cluster = data.subarray(from, Math.min(from + alignmentBytes, end));
-      await this.#issue(cluster.length, ends, () => this.#writeData(piece.offset + from, cluster, true));
+    // Each cluster by itself, so that several are compressed at once.
+    const step = compress ? this.#rules.alignmentBytes : end - start;
+    for (let from = start; from < end; from += step) {
+      const part = data.subarray(from, Math.min(from + step, end));
+      const at = piece.offset + from;
+      const reportOffset = compress ? at : piece.reportOffset;
+      await this.#issue(part.length, reportOffset, ends, () =>
+        this.#target.write(at, part, { compressed: compress, signal: this.#options.signal }),
+      );
     }
   }
 
+  async #issueZeroes(
+    offset: number,
+    bytes: number,
+    reportOffset: number,
+    ends: Promise<void>[],
+  ): Promise<void> {
+    const { compress = false, outOfOrder = false, signal } = this.#options;
+    // The tables that it makes and those of clusters that are still being compressed must not change places.
+    const alone = compress && !outOfOrder;
+    if (alone) await this.#writes.idle();
+    await this.#issue(bytes, reportOffset, ends, () =>
+      this.#target.writeZeroes(offset, bytes, { mayUnmap: true, signal }),
+    );
+    if (alone) await this.#writes.idle();
+  }
+
   /** Starts a write when there is room for it. */
-  async #issue(bytes: number, ends: Promise<void>[], write: () => Promise<void>): Promise<void> {
+  async #issue(
+    bytes: number,
+    reportOffset: number,
+    ends: Promise<void>[],
+    write: () => Promise<void>,
+  ): Promise<void> {
     if (this.#throttle) await this.#throttle.pass(bytes, this.#options.signal);
     await this.#writes.acquire();
-    const end = write().finally(() => this.#writes.release());
+    if (this.#failed) return this.#writes.release();
+    const end = write()
+      .catch((error: unknown) => {
+        throw atByte("writing", reportOffset, error);
+      })
+      .finally(() => this.#writes.release());
     // It is awaited with all others; until then its failure must not count as unhandled.
     end.catch(() => {});
     ends.push(end);
   }
-
-  #writeData(offset: number, data: Uint8Array, compressed: boolean): Promise<void> {
-    return this.#target.write(offset, data, { compressed, signal: this.#options.signal });
-  }
-
-  #writeZeroes(offset: number, bytes: number): Promise<void> {
-    return this.#target.writeZeroes(offset, bytes, { mayUnmap: true, signal: this.#options.signal });
-  }
 }
 
-/** @qemu "error while writing at byte %lld: %s" */
-function atByte(doing: "reading" | "writing", offset: number, errno: BlockError["errno"], cause: unknown) {
-  return new BlockError(errno, `error while ${doing} at byte ${offset}: ${strerror(errno)}`, {
-    cause,
-    offset,
-  });
+/** All writes must have ended before their buffer is used again, or the target is closed. */
+async function settle(ends: readonly Promise<void>[]): Promise<void> {
+  const failed = (await Promise.allSettled(ends)).find((end) => end.status === "rejected");
+  if (failed) throw failed.reason;
+}
+
+/** An abort's reason stays what it is.  @qemu "error while writing at byte %lld: %s" */
+function atByte(doing: "reading" | "writing", offset: number, cause: unknown): BlockError {
+  const { errno } = toBlockError(cause);
+  const message = `error while ${doing} at byte ${offset}: ${strerror(errno)}`;
+  return new BlockError(errno, message, { cause, offset });
 }

@@ -56,10 +56,13 @@ export class Turnstile {
 /** At most so many at once; who must wait is let in in the order of arrival. */
 export class Limiter {
   #free: number;
+  readonly #most: number;
   readonly #waiting: (() => void)[] = [];
+  readonly #watching: (() => void)[] = [];
 
   constructor(most: number) {
     this.#free = most;
+    this.#most = most;
   }
 
   async acquire(): Promise<void> {
@@ -69,8 +72,14 @@ export class Limiter {
 
   release(): void {
     const next = this.#waiting.shift();
-    if (next) next();
-    else this.#free++;
+    if (next) return next();
+    this.#free++;
+    if (this.#free === this.#most) for (const wake of this.#watching.splice(0)) wake();
+  }
+
+  /** Resolves when nobody is in. */
+  async idle(): Promise<void> {
+    while (this.#free < this.#most) await new Promise<void>((resolve) => this.#watching.push(resolve));
   }
 }
 
@@ -89,6 +98,8 @@ export class Throttle {
     const now = performance.now();
     const wait = this.#dueAt - now - 100;
     this.#dueAt = Math.max(this.#dueAt, now) + (bytes / this.#bytesPerSecond) * 1000;
-    if (wait > 0) await sleep(wait, undefined, signal ? { signal } : {});
+    if (wait <= 0) return;
+    // The timer's own AbortError says nothing; the signal's reason is what is thrown everywhere.
+    await sleep(wait, undefined, signal ? { signal } : {}).catch(() => signal?.throwIfAborted());
   }
 }

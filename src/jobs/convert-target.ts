@@ -2,6 +2,7 @@
 
 import fs from "node:fs";
 import { BlockBackend } from "../block/backend.ts";
+import { findDriver } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
 import type { BlockNode } from "../block/node.ts";
 import { findProtocol, type OpenEnvironment } from "../block/open.ts";
@@ -53,7 +54,7 @@ export function planTarget(image: NewImage, checks: TargetChecks): TargetPlan {
   checkOptions(table, options);
   setBacking(image, table, options);
   checkBacking(options, checks.sourceCount);
-  if (checks.compress) checkCompression(table, options);
+  if (checks.compress) checkCompression(format, table, options);
   options.set("size", checks.sizeBytes);
   return { filename, format, options, hasBacking: options.has("backing_file") };
 }
@@ -91,9 +92,9 @@ function checkBacking(options: Options, sourceCount: number): void {
     throw new BlockError("EINVAL", "Use of backing file requires explicit backing format");
 }
 
-function checkCompression(table: OptionTable, options: Options): void {
-  // A driver that stores compressed clusters lets choose how; nothing else tells before a node is open.
-  if (!table["compression_type"])
+function checkCompression(format: string, table: OptionTable, options: Options): void {
+  const driver = findDriver(format);
+  if (driver?.kind !== "format" || !driver.supportsCompression)
     throw new BlockError("ENOTSUP", "Compression not supported for this file format");
   const values: Readonly<Record<string, unknown>> = takeOptions(table, new Map(options));
   if (values["encryption"] === true || values["encrypt.format"] !== undefined)

@@ -301,6 +301,14 @@ describe("copying between backends", () => {
     assert.ok(performance.now() - start >= 200);
   });
 
+  it("ends by its signal while the rate makes it wait", async (t) => {
+    const { source, copy } = await memoryPair(t, 4 * MiB);
+    source.data.fill(5);
+    const abort = new AbortController();
+    setTimeout(() => abort.abort(new Error("tired")), 20);
+    await assert.rejects(copy({ bytesPerSecond: 1024, signal: abort.signal }), { message: "tired" });
+  });
+
   it("lets timers run while all requests end at once", async (t) => {
     const { copy } = await memoryPair(
       t,
