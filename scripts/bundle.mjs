@@ -1,28 +1,49 @@
 /**
- * Bundles the command into dist/bdrv.cjs. One CommonJS file: Node's ESM loader takes 4 ms longer to start, and it
- * uses the thread pool before the first line of the program can set the pool's size.
- * Modules that a command does not need are wrapped by esbuild and run only when they are imported.
+ * Bundles the command into dist/bdrv.cjs and, for what not every command needs, dist/chunks. Start-up is a feature:
+ * CommonJS, because Node's ESM loader takes 4 ms longer to start and uses the thread pool before the first line of
+ * the program can set the pool's size; and in pieces, because V8 takes 1 ms for each 60 KB that it is shown, and all
+ * of it is 560 KB. esbuild splits ESM only, so it splits first and then translates each piece.
  */
 
-import { chmodSync } from "node:fs";
-import { build } from "esbuild";
+import fs from "node:fs";
+import path from "node:path";
+import { build, transform } from "esbuild";
 
-await build({
-  entryPoints: ["src/cli/main.ts"],
-  outfile: "dist/bdrv.cjs",
+const OUTPUT = "dist";
+
+const { outputFiles } = await build({
+  entryPoints: { bdrv: "src/cli/main.ts" },
+  outdir: OUTPUT,
+  outExtension: { ".js": ".cjs" },
+  chunkNames: "chunks/[name]-[hash]",
   bundle: true,
+  splitting: true,
+  write: false,
   platform: "node",
   target: "node20.19",
-  format: "cjs",
+  format: "esm",
   minifySyntax: true,
   minifyWhitespace: true,
   legalComments: "none",
   // Native builds and wasm find their files beside themselves.
   external: ["koffi", "zlib-sync", "zstd-napi", "@bokuweb/zstd-wasm"],
-  banner: {
-    js: '#!/usr/bin/env node\nconst importMetaUrl=require("node:url").pathToFileURL(__filename).href;',
-  },
-  define: { "import.meta.url": "importMetaUrl" },
   logLevel: "warning",
 });
-chmodSync("dist/bdrv.cjs", 0o755);
+
+fs.rmSync(path.join(OUTPUT, "chunks"), { recursive: true, force: true });
+fs.mkdirSync(path.join(OUTPUT, "chunks"), { recursive: true });
+for (const { path: file, text } of outputFiles) {
+  const isEntry = path.dirname(file) === path.resolve(OUTPUT);
+  const { code } = await transform(text, {
+    format: "cjs",
+    platform: "node",
+    target: "node20.19",
+    minifySyntax: true,
+    minifyWhitespace: true,
+    // A chunk is loaded by require(): import() would start the ESM loader after all.
+    supported: { "dynamic-import": false },
+    define: { "import.meta.url": "importMetaUrl" },
+    banner: 'const importMetaUrl=require("node:url").pathToFileURL(__filename).href;',
+  });
+  fs.writeFileSync(file, (isEntry ? "#!/usr/bin/env node\n" : "") + code, { mode: isEntry ? 0o755 : 0o644 });
+}

@@ -1,10 +1,16 @@
 /**
  * The table of commands: their options as qemu-img's own take them, letter by letter, and where each one's module is.
+ * Only convert is loaded when it is called: the others are so small that a file of their own would cost more.
  * The words behind `-o` and its like belong to the drivers.
  */
 
+import * as check from "./check.ts";
 import type { Command } from "./command.ts";
+import * as compare from "./compare.ts";
+import * as create from "./create.ts";
 import { HELP_OPTION, type OptionSpec } from "./getopt.ts";
+import * as info from "./info.ts";
+import * as map from "./map.ts";
 
 const OBJECT: OptionSpec = {
   name: "object",
@@ -81,7 +87,7 @@ export const commands: readonly Command[] = [
       SOURCE_CACHE,
       QUIET,
     ],
-    load: () => import("./check.ts"),
+    load: async () => check,
   },
   {
     name: "compare",
@@ -99,7 +105,7 @@ export const commands: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: () => import("./compare.ts"),
+    load: async () => compare,
   },
   {
     name: "convert",
@@ -158,7 +164,7 @@ export const commands: readonly Command[] = [
       QUIET,
       OBJECT,
     ],
-    load: () => import("./create.ts"),
+    load: async () => create,
   },
   {
     name: "info",
@@ -173,7 +179,7 @@ export const commands: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: () => import("./info.ts"),
+    load: async () => info,
   },
   {
     name: "map",
@@ -195,7 +201,7 @@ export const commands: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: () => import("./map.ts"),
+    load: async () => map,
   },
 ];
 

@@ -94,6 +94,7 @@ const NOTHING: MapEntry = {
   present: false,
   zero: false,
   data: false,
+  compressed: false,
   hostOffset: undefined,
   filename: undefined,
 };

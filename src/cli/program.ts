@@ -1,5 +1,6 @@
 /** The frame around all commands: which tool is asked for, which command, and how what goes wrong is said. */
 
+import "../../drivers/index.ts";
 import { BlockError } from "../block/errors.ts";
 import { openGate } from "../block/open.ts";
 import {
@@ -73,7 +74,7 @@ async function dispatch(program: string, args: readonly string[], context: CliCo
   }
   const command = findCommand(word);
   if (!command) throw new UsageError(await unknownCommand(word, context));
-  const [{ run }] = await Promise.all([command.load(), import("../../drivers/index.ts")]);
+  const { run } = await command.load();
   try {
     return await run(new Getopt(word, rest, command.options), context);
   } catch (error) {
@@ -83,7 +84,7 @@ async function dispatch(program: string, args: readonly string[], context: CliCo
 }
 
 async function runIo(args: readonly string[], context: CliContext): Promise<number> {
-  const [{ runIo: run }] = await Promise.all([import("./io.ts"), import("../../drivers/index.ts")]);
+  const { runIo: run } = await import("./io.ts");
   return run(args, context);
 }
 

@@ -27,7 +27,7 @@ export interface CompareRequest {
   readonly onLengthsDiffer?: () => void;
   /** Bytes done and in all. */
   readonly onProgress?: (doneBytes: number, totalBytes: number) => void;
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** `offset` is the guest offset in bytes of the first sector, or run, that differs. */

@@ -19,6 +19,8 @@ export interface MapEntry {
   readonly zero: boolean;
   /** Stored as data; with `zero` at once, it is a hole of the file that holds it. */
   readonly data: boolean;
+  /** Stored compressed. */
+  readonly compressed: boolean;
   /** Where in `filename` it lies; undefined: not plain in any file (compressed, encrypted). */
   readonly hostOffset: number | undefined;
   readonly filename: string | undefined;
@@ -29,7 +31,7 @@ export interface MapRange {
   readonly start?: number;
   /** By default up to the image's end. */
   readonly maxBytes?: number | undefined;
-  readonly signal?: AbortSignal;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Runs that follow each other and differ in nothing are one. */
@@ -96,6 +98,7 @@ function describe(status: BlockStatus, start: number, depth: number): MapEntry {
     present: status.allocated,
     zero: status.zero,
     data: status.data,
+    compressed: status.compressed ?? false,
     hostOffset: status.offset,
     filename: status.offset === undefined ? undefined : status.file?.filename,
   };
@@ -105,6 +108,7 @@ function canMerge(a: MapEntry, b: MapEntry): boolean {
   return (
     a.zero === b.zero &&
     a.data === b.data &&
+    a.compressed === b.compressed &&
     a.present === b.present &&
     a.depth === b.depth &&
     a.filename === b.filename &&
