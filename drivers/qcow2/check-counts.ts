@@ -32,7 +32,8 @@ export class ReferenceCounts {
   /** Clusters that one refcount block counts. */
   readonly #blockClusters: number;
   readonly #pageClusters: number;
-  readonly #fileClusters: number;
+  /** Clusters of the file, and one more if something reaches into what would be the next. */
+  #clusters: number;
   readonly #pages = new Map<number, Uint32Array>();
   #page: Uint32Array = new Uint32Array(0);
   #pageIndex = -1;
@@ -46,19 +47,20 @@ export class ReferenceCounts {
     this.#access = refcountAccess(Math.log2(refcountBits));
     this.#blockClusters = (clusterSize * 8) / refcountBits;
     this.#pageClusters = Math.min(this.#blockClusters, MAX_PAGE_CLUSTERS);
-    this.#fileClusters = Math.ceil(fileBytes / clusterSize);
+    this.#clusters = Math.ceil(fileBytes / clusterSize);
   }
 
   /**
    * Counts `weight` references to every cluster that [offset, offset + bytes) touches. The last cluster of the file
-   * may be there in part; what is farther out is an error and is not counted.  @qemu qcow2_inc_refcounts_imrt
+   * may be there in part; what is farther out is an error and is not counted. `hexOffset`: how the offset is told,
+   * where the number is not exact.  @qemu qcow2_inc_refcounts_imrt
    */
-  add(offset: number, bytes: number, weight = 1): void {
+  add(offset: number, bytes: number, weight = 1, hexOffset = offset.toString(16)): void {
     const { clusterSize, fileBytes } = this.#options;
     if (bytes === 0) return;
     if (offset + bytes - fileBytes >= clusterSize) {
       this.#corruption(
-        `ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x${offset.toString(16)} size 0x${bytes.toString(16)}`,
+        `ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x${hexOffset} size 0x${bytes.toString(16)}`,
         weight,
       );
       return;
@@ -74,6 +76,7 @@ export class ReferenceCounts {
     const count = (page[index] as number) + weight;
     const max = Math.min(this.#access.max, UINT32_MAX);
     page[index] = Math.min(count, max);
+    if (cluster >= this.#clusters) this.#clusters = cluster + 1;
     if (count <= this.#access.max) return;
     this.#corruption(
       `ERROR: overflow cluster offset=0x${(cluster * this.#options.clusterSize).toString(16)}\n` +
@@ -112,7 +115,7 @@ export class ReferenceCounts {
         this.#corruption(
           `ERROR refcount block ${index} is not cluster aligned; refcount table entry corrupted`,
         );
-      else if (offset / clusterSize >= this.#fileClusters)
+      else if (offset / clusterSize >= this.#clusters)
         this.#corruption(`ERROR refcount block ${index} is outside image`);
       else {
         this.add(offset, clusterSize);
@@ -143,7 +146,7 @@ export class ReferenceCounts {
       tableIndices.add(Math.floor((page * this.#pageClusters) / this.#blockClusters));
     let highest = 0;
     for (const index of [...tableIndices].sort((a, b) => a - b)) {
-      if (index * this.#blockClusters >= this.#fileClusters) break;
+      if (index * this.#blockClusters >= this.#clusters) break;
       co.checkAborted();
       highest = Math.max(highest, await this.#compareBlock(co, index));
     }
@@ -153,7 +156,7 @@ export class ReferenceCounts {
   /** Gives the last cluster that is used, by count or by refcount; 0 if there is none. */
   async #compareBlock(co: Coroutine<"read">, tableIndex: number): Promise<number> {
     const start = tableIndex * this.#blockClusters;
-    const end = Math.min(start + this.#blockClusters, this.#fileClusters);
+    const end = Math.min(start + this.#blockClusters, this.#clusters);
     const block = await this.#loadBlock(co, tableIndex);
     if (!block) {
       this.#reportLost(tableIndex, start, end);
@@ -236,7 +239,7 @@ export class ReferenceCounts {
 
   /** The same where it is in memory: for every cluster that was counted. */
   peekRefcount(cluster: number): number | undefined {
-    if (this.#lostBlocks.size > 0 || cluster >= this.#fileClusters) return undefined;
+    if (this.#lostBlocks.size > 0 || cluster >= this.#clusters) return undefined;
     const index = Math.floor(cluster / this.#pageClusters);
     if (index !== this.#pageIndex) {
       const page = this.#pages.get(index);

@@ -127,12 +127,12 @@ class L2Walk {
 
   #countCompressed(index: number, high: number, low: number): void {
     const { state, counts } = this.#run;
-    if (high >= COPIED_HIGH) {
-      const { hostOffset } = parseCompressed(high, low, state.clusterBits);
+    const { hostOffset, bytes } = parseCompressed(high, low, state.clusterBits);
+    const hexOffset = hexEntry((hostOffset - (hostOffset % 2 ** 32)) / 2 ** 32, low);
+    if (high >= COPIED_HIGH)
       this.#corruption(
-        `ERROR: coffset=0x${hostOffset.toString(16)}: copied flag must never be set for compressed clusters`,
+        `ERROR: coffset=0x${hexOffset}: copied flag must never be set for compressed clusters`,
       );
-    }
     const entry = hexEntry((high & ~COPIED_HIGH) >>> 0, low);
     if (state.hasDataFile) {
       this.#corruption(`ERROR compressed cluster ${index} with data file, entry=0x${entry}`);
@@ -147,9 +147,7 @@ class L2Walk {
         return;
       }
     }
-    // From the start of its first sector: an exact number, wherever it points.
-    const { hostOffset, bytes } = parseCompressed(high, low - (low % 512), state.clusterBits);
-    counts.add(hostOffset, bytes, this.#weight);
+    counts.add(hostOffset, bytes, this.#weight, hexOffset);
     this.#allocated++;
     this.#compressed++;
     this.#fragmented++;
