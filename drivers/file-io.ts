@@ -194,6 +194,8 @@ export function zeroRange(host: HostFile, offset: number, bytes: number, mayUnma
   try {
     const size = host.isDevice ? Number.POSITIVE_INFINITY : fs.fstatSync(host.fd).size;
     if (offset + bytes > size) {
+      // Space is to be set aside, as in QEMU; a format's new clusters are then no holes.
+      if (!mayUnmap && host.posix.fallocate(host.fd, Fallocate.ZeroRange, offset, bytes)) return true;
       // What is gained by growing is a hole, which is what is wanted; only the part below must be zeroed.
       if (offset < size && !zeroWithin(host, offset, size - offset, mayUnmap)) return false;
       fs.ftruncateSync(host.fd, offset + bytes);

@@ -103,11 +103,32 @@ function alignFile(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
   });
 }
 
+/** Compresses beside others, but takes host bytes in the order of the calls: the same writes make the same file. */
 async function writeCluster(
   co: Coroutine<"read">,
   state: Qcow2State,
   guestOffset: number,
   iov: IoVector,
+): Promise<void> {
+  const previous = state.compressTurn;
+  let pass: () => void = () => {};
+  state.compressTurn = new Promise((resolve) => {
+    pass = resolve;
+  });
+  try {
+    await writeInTurn(co, state, guestOffset, iov, previous, pass);
+  } finally {
+    pass();
+  }
+}
+
+async function writeInTurn(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  iov: IoVector,
+  previous: Promise<void>,
+  pass: () => void,
 ): Promise<void> {
   const { clusterSize } = state;
   const given = iovFlatten(iov);
@@ -118,8 +139,10 @@ async function writeCluster(
     input.set(given);
   }
   const output = await compressAsync(state.compressionType, input);
+  await previous;
   if (!output) return pwrite(co, state, guestOffset, given);
   const { allocation, hostOffset } = await reserve(co, state, guestOffset, output.length);
+  pass();
   try {
     await checkOverlap(co, state, hostOffset, output.length);
     if (state.file.debug) await state.file.debug.event(co, "write_compressed");

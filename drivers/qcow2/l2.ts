@@ -66,6 +66,7 @@ export async function beforeChange(co: Coroutine<"read">, state: Qcow2State): Pr
     const kept = state.autoclearFeatures & Autoclear.DataFileRaw;
     if (kept !== state.autoclearFeatures) {
       state.autoclearFeatures = kept;
+      state.bitmaps = undefined;
       await writeAutoclear(co, state);
       await state.file.flush(co);
     }

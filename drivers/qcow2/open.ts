@@ -5,13 +5,14 @@ import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import type { OpeningNode } from "../../src/block/open.ts";
 import { MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
+import { readBitmapDirectory } from "./bitmap.ts";
 import { prepareCodec } from "./codec.ts";
 import { checkOverlap, writeAutoclear } from "./corruption.ts";
 import { type ParsedHeader, parseHeader } from "./header.ts";
 import { Allocations, Transfers } from "./in-flight.ts";
 import { Autoclear, Compatible, Incompatible } from "./layout.ts";
 import { Mutex } from "./mutex.ts";
-import { cacheSizes, checkOverlapOptions, type options } from "./runtime-options.ts";
+import { type CacheSizes, cacheSizes, checkOverlapOptions, type options } from "./runtime-options.ts";
 import { readSnapshots } from "./snapshot.ts";
 import type { Qcow2State } from "./state.ts";
 import { TableCache } from "./table-cache.ts";
@@ -88,6 +89,8 @@ async function makeState(
     "Could not initialize refcount handling",
   );
   const { snapshots, tableBytes } = await readSnapshots(co, file, header);
+  // An image with a directory that makes no sense is refused.
+  if (header.bitmaps) await readBitmapDirectory(co, { file, clusterSize, size: header.size }, header.bitmaps);
   const state: Qcow2State = {
     ...header,
     ...geometry,
@@ -101,22 +104,7 @@ async function makeState(
     refcountTable,
     snapshots,
     snapshotTableBytes: tableBytes,
-    l2Cache: new TableCache({
-      file,
-      dataFile,
-      tableBytes: sizes.l2EntryBytes,
-      capacity: sizes.l2Tables,
-      loadEvent: "l2_load",
-      checkWrite: (writer, offset, bytes) => checkOverlap(writer, state, offset, bytes, "active L2 table"),
-    }),
-    refcountCache: new TableCache({
-      file,
-      dataFile,
-      tableBytes: clusterSize,
-      capacity: sizes.refcountTables,
-      loadEvent: "refblock_load",
-      checkWrite: (writer, offset, bytes) => checkOverlap(writer, state, offset, bytes, "refcount block"),
-    }),
+    ...makeCaches(file, dataFile, sizes, clusterSize, () => state),
     passDiscard: {
       never: false,
       always: true,
@@ -129,6 +117,34 @@ async function makeState(
     clearsAutoclear: (header.autoclearFeatures & Autoclear.Bitmaps) !== 0n,
   };
   return state;
+}
+
+/** Each may write its own kind of tables only. */
+function makeCaches(
+  file: BlockChild,
+  dataFile: BlockChild,
+  sizes: CacheSizes,
+  clusterSize: number,
+  stateOf: () => Qcow2State,
+) {
+  return {
+    l2Cache: new TableCache({
+      file,
+      dataFile,
+      tableBytes: sizes.l2EntryBytes,
+      capacity: sizes.l2Tables,
+      loadEvent: "l2_load",
+      checkWrite: (co, offset, bytes) => checkOverlap(co, stateOf(), offset, bytes, "active L2 table"),
+    }),
+    refcountCache: new TableCache({
+      file,
+      dataFile,
+      tableBytes: clusterSize,
+      capacity: sizes.refcountTables,
+      loadEvent: "refblock_load",
+      checkWrite: (co, offset, bytes) => checkOverlap(co, stateOf(), offset, bytes, "refcount block"),
+    }),
+  };
 }
 
 /** What follows from the header's numbers. */
@@ -161,6 +177,7 @@ function emptyRuntime() {
     freed: new Set<number>(),
     discards: [],
     retiredTables: [],
+    compressTurn: Promise.resolve(),
     inflated: new Map<string, Uint8Array>(),
     inflatedGeneration: 0,
     metadataIndex: undefined,

@@ -190,11 +190,11 @@ export async function preallocate(
     // Behind the end of the file: a cluster that was used before would show its old content.
     const length = await state.file.getLength(co);
     state.freeClusterIndex = Math.max(state.freeClusterIndex, Math.ceil(length / clusterSize));
-    if (state.hasDataFile) await dataFile.truncate(co, end, false, fileMode);
+    if (state.hasDataFile) await dataFile.truncate(co, alignUp(end, state.subclusterSize), false, fileMode);
   });
   const hostEnd =
     mode === "metadata" || state.hasDataFile
-      ? await mapRange(co, state, first, last, undefined)
+      ? (await mapRange(co, state, first, last, undefined)) - (last - alignUp(end, state.subclusterSize))
       : await mapReserved(co, state, first, last, mode);
   state.metadataPreallocated = undefined;
   if (state.hasDataFile || hostEnd <= (await dataFile.getLength(co))) return;

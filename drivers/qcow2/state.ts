@@ -119,6 +119,8 @@ export interface Qcow2State {
   /** Refcounts are only right when the image is closed; meanwhile it is marked dirty. */
   readonly useLazyRefcounts: boolean;
   readonly checksOverlap: boolean;
+  /** Ends when the last compressed cluster that was asked to be written has its host bytes. */
+  compressTurn: Promise<void>;
   /** Decompressed clusters, newest last, by their L2 entry as a string. */
   readonly inflated: Map<string, Uint8Array>;
   /** Counts freed compressed clusters: what was read before may be out of date. */

@@ -458,7 +458,7 @@ describe("qcow2 options", { skip }, () => {
   it("are refused as qemu refuses them", async (test) => {
     const filename = path.join(tempDir(test), "image");
     create(filename, "", "1M");
-    const cases: readonly NestedOptions[] = [
+    const cases: readonly Readonly<Record<string, string>>[] = [
       { "cache-size": "1M", "l2-cache-size": "1M", "refcount-cache-size": "1M" },
       { "cache-size": "1M", "l2-cache-size": "2M" },
       { "cache-size": "1M", "refcount-cache-size": "2M" },
@@ -469,7 +469,7 @@ describe("qcow2 options", { skip }, () => {
       { "lazy-refcounts": "maybe" },
     ];
     for (const options of cases) {
-      const list = Object.entries(options).map(([key, value]) => `,${key}=${String(value)}`);
+      const list = Object.entries(options).map(([key, value]) => `,${key}=${value}`);
       const { stderr } = run("qemu-io", [
         "--image-opts",
         "-c",

@@ -70,7 +70,7 @@ async function runWithFault(
     if (count === failAt || (lasting && count > failAt && count < failAt + 20))
       throw new BlockError("ENOSPC");
   };
-  const model: (number | undefined)[] = new Array<number | undefined>(size).fill(0);
+  const model = Array.from({ length: size }, (): number | undefined => 0);
   const image = await openBackend(
     { driver: "qcow2", file: { driver: "faulty" } },
     { flags: { unmap: true } },
