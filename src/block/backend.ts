@@ -114,13 +114,13 @@ export class BlockBackend implements ChildParent {
     signal?: AbortSignal,
   ): Promise<T> {
     signal?.throwIfAborted();
-    if (++requests % REQUESTS_PER_LOOK === 0) await breathe();
     while (this.#quiesced > 0) await abortable(this.context.nextKick(), signal);
     // A close waits for this request, so it keeps the edge that it began with.
     const { root } = this;
     this.#inFlight++;
     const lock = this.context.graph;
     try {
+      if (++requests % REQUESTS_PER_LOOK === 0) await breathe();
       if (!lock.tryEnter()) await lock.enter(signal);
       const co = new Coroutine("read", this.context, signal);
       try {
