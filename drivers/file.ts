@@ -29,14 +29,14 @@ const options = {
 } as const;
 
 const createOptions = {
-  extent_size_hint: { type: "size", help: "Extent size hint for the image file, 0 to disable" },
+  size: { type: "size", help: "Virtual disk size" },
   nocow: { type: "bool", help: "Turn off copy-on-write (valid only on btrfs)" },
   preallocation: {
     type: "string",
     values: ["off", "metadata", "falloc", "full"],
     help: "Preallocation mode (allowed values: off, falloc, full)",
   },
-  size: { type: "size", help: "Virtual disk size" },
+  extent_size_hint: { type: "size", help: "Extent size hint for the image file, 0 to disable" },
 } as const;
 
 const deviceCreateOptions = {

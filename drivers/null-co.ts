@@ -27,8 +27,12 @@ export const nullCo: ProtocolDriver<typeof options> = {
     return new Map();
   },
 
-  async open(_, { options: { size = GiB, "latency-ns": latencyNs = 0, "read-zeroes": readZeroes = false } }) {
+  async open(
+    _,
+    { node, options: { size = GiB, "latency-ns": latencyNs = 0, "read-zeroes": readZeroes = false } },
+  ) {
     if (latencyNs < 0) throw new BlockError("EINVAL", "latency-ns is invalid");
+    if (node.ownOptions.size === 0) node.exactFilename = "null-co://";
     const wait = async (co: Coroutine<"read">) => {
       if (latencyNs > 0) await sleep(latencyNs / 1e6, undefined, co.signal ? { signal: co.signal } : {});
     };

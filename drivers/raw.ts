@@ -42,11 +42,15 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
     }
     const fileLength = file.node.totalSectors * SECTOR_SIZE;
     if (offset > fileLength)
-      throw new BlockError("EINVAL", "Offset cannot be greater than size of the containing file");
+      throw new BlockError(
+        "EINVAL",
+        `Offset (${offset}) cannot be greater than size of the containing file (${fileLength})`,
+      );
     if (size !== undefined && size > fileLength - offset)
       throw new BlockError(
         "EINVAL",
-        "The sum of offset and size has to be smaller or equal to the actual size of the containing file",
+        `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the ` +
+          ` actual size of the containing file (${fileLength})`,
       );
     if (size !== undefined && !isAligned(size, SECTOR_SIZE))
       throw new BlockError("EINVAL", `Specified size is not multiple of ${SECTOR_SIZE}`);

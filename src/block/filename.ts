@@ -33,10 +33,12 @@ export function fullBackingFilename(node: BlockNode): string | undefined {
 /** A filename that stands inside the image of `node`. */
 export function resolveReference(node: BlockNode, filename: string): string {
   if (protocolPrefix(filename) !== undefined || isAbsolute(filename)) return filename;
-  if (node.exactFilename === "") {
+  // The directory is that of the file in which the image lies, whatever is in between.  @qemu bdrv_dirname
+  let holder: BlockNode | undefined = node;
+  while (holder && holder.exactFilename === "") holder = holder.primary?.node;
+  if (!holder)
     throw new BlockError("EINVAL", `Cannot use relative backing file names for '${node.filename}'`);
-  }
-  return combinePath(node.exactFilename, filename);
+  return combinePath(holder.exactFilename, filename);
 }
 
 /**
@@ -75,12 +77,23 @@ function jsonFilename(node: BlockNode): string {
   return `json:${toQemuJson(fullOpenOptions(node))}`;
 }
 
+/** QEMU's objects come out in an order of their own, which those who compare its output rely on: as seen of it. */
+const KEYS_BEFORE_DRIVER = ["backing", "image", "read-zeroes", "offset", "throttle-group"];
+const KEYS_AT_END = ["size", "file"];
+
+function keyRank(key: string): number {
+  const early = KEYS_BEFORE_DRIVER.indexOf(key);
+  if (early >= 0) return early;
+  if (key === "driver") return KEYS_BEFORE_DRIVER.length;
+  return KEYS_BEFORE_DRIVER.length + 2 + KEYS_AT_END.indexOf(key);
+}
+
 /** JSON with the spaces that QEMU's own writer puts. */
 function toQemuJson(value: unknown): string {
   if (value === null || typeof value !== "object") return JSON.stringify(value);
   if (Array.isArray(value)) return `[${value.map(toQemuJson).join(", ")}]`;
-  const members = Object.entries(value).map(
-    ([key, member]) => `${JSON.stringify(key)}: ${toQemuJson(member)}`,
-  );
+  const members = Object.entries(value)
+    .sort(([a], [b]) => keyRank(a) - keyRank(b))
+    .map(([key, member]) => `${JSON.stringify(key)}: ${toQemuJson(member)}`);
   return `{${members.join(", ")}}`;
 }

@@ -318,7 +318,8 @@ async function openChildNode(
         "Cannot reference an existing block device with additional options or a new filename",
       );
     const node = caller.context.nodes.get(reference);
-    if (!node) throw new BlockError("ENODEV", `Cannot find device='' nor node-name='${reference}'`);
+    if (!node)
+      throw new BlockError("ENODEV", `Cannot find device='${reference}' nor node-name='${reference}'`);
     refNode(node);
     return node;
   }

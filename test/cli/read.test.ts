@@ -13,7 +13,7 @@ inf
 --foo
 -T
 --trace
--T enable=foo -x
+-T enable=foo* -x
 -x info
 -- info base.raw
 info
