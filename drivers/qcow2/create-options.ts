@@ -45,15 +45,19 @@ export const createOptions = {
 
 export type CreateOptions = typeof createOptions;
 
-/** What the options ask for, checked. */
-export interface NewImage {
+/** What decides how large tables are. */
+export interface Geometry {
   readonly version: 2 | 3;
   readonly clusterBits: number;
   readonly clusterSize: number;
-  /** Bytes, a multiple of 512. */
-  readonly size: number;
   readonly refcountBits: number;
   readonly extendedL2: boolean;
+}
+
+/** What the options ask for, checked. */
+export interface NewImage extends Geometry {
+  /** Bytes, a multiple of 512. */
+  readonly size: number;
   readonly lazyRefcounts: boolean;
   readonly compressionType: CompressionType;
   readonly preallocation: Prealloc;
@@ -79,17 +83,9 @@ export function checkCreateOptions(options: OptionValues<CreateOptions>): NewIma
   const compression = options.compression_type ?? "zlib";
   if (compression !== "zlib" && compression !== "zstd")
     throw invalid(`Parameter 'compression-type' does not accept value '${compression}'`);
-  const clusterSize = options.cluster_size ?? 65536;
-  const clusterBits = Math.log2(clusterSize);
-  if (!isPowerOfTwo(clusterSize) || clusterBits < MIN_CLUSTER_BITS || clusterBits > MAX_CLUSTER_BITS)
-    throw invalid("Cluster size must be a power of two between 512 and 2048k");
   const image: NewImage = {
-    version,
-    clusterBits,
-    clusterSize,
+    ...geometryOf(options, version, "version=v3"),
     size: alignUp(options.size ?? 0, SECTOR_SIZE),
-    refcountBits: options.refcount_bits ?? 16,
-    extendedL2: options.extended_l2 ?? false,
     lazyRefcounts: options.lazy_refcounts ?? false,
     compressionType: compression,
     preallocation: options.preallocation ?? "off",
@@ -103,7 +99,30 @@ export function checkCreateOptions(options: OptionValues<CreateOptions>): NewIma
   return image;
 }
 
-function refuseEncryption(options: OptionValues<CreateOptions>): void {
+/** `remedy`: how the user is told to ask for version 3. */
+export function geometryOf(options: OptionValues<CreateOptions>, version: 2 | 3, remedy: string): Geometry {
+  const {
+    cluster_size: clusterSize = 65536,
+    refcount_bits: refcountBits = 16,
+    extended_l2: extendedL2 = false,
+  } = options;
+  const clusterBits = Math.log2(clusterSize);
+  if (!isPowerOfTwo(clusterSize) || clusterBits < MIN_CLUSTER_BITS || clusterBits > MAX_CLUSTER_BITS)
+    throw invalid("Cluster size must be a power of two between 512 and 2048k");
+  if (extendedL2 && clusterSize < MIN_EXTENDED_CLUSTER_BYTES)
+    throw invalid(
+      `Extended L2 entries are only supported with cluster sizes of at least ${MIN_EXTENDED_CLUSTER_BYTES} bytes`,
+    );
+  if (!isPowerOfTwo(refcountBits) || refcountBits > 64)
+    throw invalid("Refcount width must be a power of two and may not exceed 64 bits");
+  if (refcountBits !== 16 && version < 3)
+    throw invalid(
+      `Different refcount widths than 16 bits require compatibility level 1.1 or above (use ${remedy} or greater)`,
+    );
+  return { version, clusterBits, clusterSize, refcountBits, extendedL2 };
+}
+
+export function refuseEncryption(options: OptionValues<CreateOptions>): void {
   if (options.encryption && options["encrypt.format"] !== undefined)
     throw invalid("'encrypt.format' and its alias 'encryption' can't be used at the same time");
   const format = options.encryption ? "aes" : options["encrypt.format"];
@@ -116,24 +135,14 @@ function refuseEncryption(options: OptionValues<CreateOptions>): void {
   );
 }
 
-/** What depends on the version and on the cluster size. */
+/** What depends on the version. */
 function checkFormat(image: NewImage): void {
-  const { version, clusterSize, refcountBits } = image;
+  const { version } = image;
   const needsV3 = "with compatibility level 1.1 and above (use version=v3 or greater)";
   if (image.extendedL2 && version < 3) throw invalid(`Extended L2 entries are only supported ${needsV3}`);
-  if (image.extendedL2 && clusterSize < MIN_EXTENDED_CLUSTER_BYTES)
-    throw invalid(
-      `Extended L2 entries are only supported with cluster sizes of at least ${MIN_EXTENDED_CLUSTER_BYTES} bytes`,
-    );
   if (image.preallocation !== "off" && image.backingFile !== undefined && !image.extendedL2)
     throw invalid("Backing file and preallocation can only be used at the same time if extended_l2 is on");
   if (image.lazyRefcounts && version < 3) throw invalid(`Lazy refcounts only supported ${needsV3}`);
-  if (!isPowerOfTwo(refcountBits) || refcountBits > 64)
-    throw invalid("Refcount width must be a power of two and may not exceed 64 bits");
-  if (refcountBits !== 16 && version < 3)
-    throw invalid(
-      "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
-    );
   if (image.compressionType !== "zlib" && version < 3)
     throw invalid(`Non-zlib compression type is only supported ${needsV3}`);
 }

@@ -12,6 +12,7 @@ import { type CreateOptions, createOptions } from "./create-options.ts";
 import { specificInfo } from "./info.ts";
 import { Incompatible, QCOW2_MAGIC } from "./layout.ts";
 import { l2Coverage } from "./mapping.ts";
+import { measure } from "./measure.ts";
 import { openState } from "./open.ts";
 import { pread } from "./read.ts";
 import { settleFreed } from "./refcount.ts";
@@ -36,6 +37,7 @@ export const qcow2: FormatDriver<typeof options, CreateOptions> = {
   },
 
   create,
+  measure,
 
   async open(co, opening) {
     const state = await openState(co, opening);
