@@ -225,12 +225,12 @@ async function driverPwrite(
   flags: ReqFlags,
 ): Promise<void> {
   const { ops } = node;
-  if (flags & Req.WriteCompressed && !node.canCompress)
+  // Only who has an operation of its own for it stores compressed; a filter that does more than forward has none.
+  if (flags & Req.WriteCompressed || !ops.pwrite)
     throw new BlockError("ENOTSUP", undefined, { node: node.nodeName });
-  if (!ops.pwrite) throw new BlockError("ENOTSUP", undefined, { node: node.nodeName });
   const supported = node.supportedWriteFlags;
   try {
-    await ops.pwrite(co, offset, iov, flags & (supported | Req.WriteCompressed));
+    await ops.pwrite(co, offset, iov, flags & supported);
   } finally {
     node.writeGeneration++;
   }
