@@ -38,11 +38,16 @@ export const truncate: IoCommand = {
     const [lengthText] = operands;
     // qemu-io crashes here, and takes no notice of more than one.
     if (lengthText === undefined) throw new UsageFault();
-    const bytes = parseBytes(session, lengthText);
+    const bytes = parseBytes(session, lengthText, firstAfterGetopt(argv));
     await session.aio.poll(session.backend.truncate(bytes, prealloc));
     return true;
   },
 };
+
+/** What getopt leaves behind the command's name, options sorted to the front: qemu-io names it for a bad length. */
+function firstAfterGetopt([, ...args]: readonly string[]): string {
+  return args.find((word) => word.startsWith("-") && word !== "-") ?? (args[0] as string);
+}
 
 const PREALLOC_MODES: readonly Prealloc[] = ["off", "metadata", "falloc", "full"];
 

@@ -7,17 +7,17 @@ import type { IoSession } from "./session.ts";
 
 const MAX_INT64 = 2n ** 63n - 1n;
 
-/** An offset or length in bytes, with an optional suffix. Throws CommandFault. */
-export function parseBytes(session: IoSession, text: string): number {
+/** An offset or length in bytes, with an optional suffix. Throws CommandFault, which says that `named` is wrong. */
+export function parseBytes(session: IoSession, text: string, named = text): number {
   const size = parseSize(text);
   if (size === undefined)
     throw new CommandFault(
-      `Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- ${text}`,
+      `Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- ${named}`,
     );
   // The largest 64-bit number itself is no longer exact as a number of ours.
   const isLargest = /^\s*\+?[0-9]+$/.test(text) && BigInt(text.trim().replace("+", "")) === MAX_INT64;
   if (size === "range" || (size > Number(MAX_INT64) - 1024 && !isLargest))
-    throw new CommandFault(`Parsing error: argument too large -- ${text}`);
+    throw new CommandFault(`Parsing error: argument too large -- ${named}`);
   if (/^\s*\+?0x[0-9a-f]+[kmgtp]$/i.test(text))
     session.context.warn(`Using a multiplier suffix on hex numbers is deprecated: ${text}`);
   return size;
@@ -71,15 +71,23 @@ const UNITS = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] as const;
 /** "1 MiB", "1.500 KiB", "0.665923 bytes".  @qemu cvtstr */
 export function formatBytes(value: number): string {
   let unit = "bytes";
-  let text = value.toFixed(6);
+  let text = toFixed(value, 6);
   for (const [index, name] of UNITS.entries()) {
     const scale = 1024 ** (index + 1);
     if (value < scale) break;
     unit = name;
-    text = (value / scale).toFixed(3);
+    text = toFixed(value / scale, 3);
   }
   const zeroes = text.indexOf(".000");
   return `${zeroes < 0 ? text : text.slice(0, zeroes)} ${unit}`;
+}
+
+/** As printf rounds: what lies in the middle goes to the even digit, where Number.toFixed takes the larger. */
+function toFixed(value: number, digits: number): string {
+  const longer = value.toFixed(digits + 1);
+  // A fraction with one digit more that ends in 5 is exact in binary only as a multiple of this.
+  const isMiddle = longer.endsWith("5") && Number.isInteger(value * 2 ** (digits + 1));
+  return isMiddle && /[02468]5$/.test(longer) ? longer.slice(0, -1) : value.toFixed(digits);
 }
 
 export function formatHex(value: number): string {

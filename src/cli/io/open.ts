@@ -186,8 +186,7 @@ export const open: IoCommand = {
  -i, -- use AIO mode (threads, native or io_uring)
  -t, -- use the given cache mode for the image
  -d, -- use the given discard mode for the image
- -o, -- options to be given to the block driver
-`,
+ -o, -- options to be given to the block driver`,
   async run(session, argv) {
     const flags = defaultFlags();
     let given: Options = new Map();

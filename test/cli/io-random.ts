@@ -1,0 +1,96 @@
+/** Scripts for qemu-io, made from a seed: every command that leaves the image different, and those that look at it. */
+
+import { type Random, random } from "../support/random.ts";
+
+/** What the image of a script is. */
+export interface ScriptImage {
+  readonly bytes: number;
+  /** Compressed writes and the discard of clusters mean something. */
+  readonly isFormat: boolean;
+}
+
+const KIB = 1024;
+const SUFFIXED: readonly (readonly [string, number])[] = [
+  ["k", KIB],
+  ["K", KIB],
+  ["M", KIB * KIB],
+];
+
+/** `count` command lines, the same for the same seed. */
+export function randomScript(seed: number, image: ScriptImage, count: number): string[] {
+  const rng = random(seed);
+  const lines: string[] = [];
+  while (lines.length < count) {
+    const line = randomCommand(rng, image);
+    lines.push(line);
+    // Which of several ends first is a matter of chance, in both tools.
+    if (line.startsWith("aio_")) lines.push("aio_flush");
+  }
+  return lines;
+}
+
+function randomCommand(rng: Random, image: ScriptImage): string {
+  const range = () => randomRange(rng, image);
+  const pattern = () => String(rng.below(4));
+  const kind = rng.below(image.isFormat ? 20 : 16);
+  switch (kind) {
+    case 0:
+    case 1:
+    case 2:
+      return `write -P ${pattern()} ${range()}`;
+    case 3:
+      return `read -P ${pattern()} ${range()}`;
+    case 4:
+      return `read -v ${size(rng, rng.below(image.bytes))} ${rng.below(100)}`;
+    case 5:
+      return `write -z${rng.pick(["", "u", "n", "f", "uf", "q"])} ${range()}`;
+    case 6:
+      return `discard ${range()}`;
+    case 7:
+      return `writev -P ${pattern()} ${range()} ${rng.below(9000)} ${rng.below(3)}`;
+    case 8:
+      return `readv -P ${pattern()} ${range()} ${rng.below(9000)}`;
+    case 9:
+      return `alloc ${range()}`;
+    case 10:
+      return rng.pick(["map", "length", "info", "flush", "aio_flush"]);
+    case 11:
+      return `aio_write -q -P ${pattern()} ${range()}`;
+    case 12:
+      return `write -s pattern ${range()}`;
+    case 13:
+      return rng.chance(0.3) ? `truncate ${size(rng, sectors(rng, image.bytes * 1.2))}` : "map";
+    case 14:
+      return `read ${range()} ${rng.pick(["", "", "-q", "-C", "-x", "7"])}`.trim();
+    case 15:
+      return `aio_write -q -z${rng.pick(["", "u"])} ${range()}`;
+    case 16:
+      return `write -c -P ${pattern()} ${size(rng, clusters(rng, image))} 64k`;
+    case 17:
+      return `discard ${size(rng, clusters(rng, image))} ${rng.pick(["64k", "128k"])}`;
+    case 18:
+      return `write -zu ${size(rng, clusters(rng, image))} 64k`;
+    default:
+      return `write -P ${pattern()} ${size(rng, clusters(rng, image))} ${rng.pick(["64k", "192k"])}`;
+  }
+}
+
+/** "OFFSET LENGTH", now and then beyond the end. */
+function randomRange(rng: Random, { bytes }: ScriptImage): string {
+  const offset = rng.chance(0.4) ? sectors(rng, bytes) : rng.below(bytes + 10);
+  const length = rng.chance(0.5) ? sectors(rng, 200 * KIB) : rng.below(200 * KIB);
+  return `${size(rng, offset)} ${size(rng, length)}`;
+}
+
+const sectors = (rng: Random, limit: number) => rng.below(limit / 512) * 512;
+const clusters = (rng: Random, { bytes }: ScriptImage) => rng.below(bytes / (64 * KIB)) * 64 * KIB;
+
+/** A number as people write it. */
+function size(rng: Random, bytes: number): string {
+  const suffixed = SUFFIXED.filter(([, unit]) => bytes >= unit && bytes % (unit / 8) === 0);
+  if (suffixed.length > 0 && rng.chance(0.5)) {
+    const [suffix, unit] = rng.pick(suffixed);
+    return `${bytes / unit}${suffix}`;
+  }
+  return rng.chance(0.1) ? `0x${bytes.toString(16)}` : String(bytes);
+}

@@ -1,0 +1,168 @@
+/** `bdrv io` beside qemu-io: what is printed, the exit code, and the image that is left. */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import fs from "node:fs";
+import path from "node:path";
+import { after, describe, it } from "node:test";
+import { mustRun } from "../support/tools.ts";
+import { Fixture } from "./differential.ts";
+import { AIO_CASES, BLKDEBUG_CASES, FRAME_CASES, OPEN_CASES, QCOW2_CASES, RAW_CASES } from "./io-cases.ts";
+import { caseLines, noOracle, normalise, sameCase, sameRun } from "./io-harness.ts";
+import { randomScript } from "./io-random.ts";
+
+const KIB = 1024;
+const MIB = KIB * KIB;
+
+/**
+ * What is not the same on purpose. Nothing of it stands in the tables.
+ *
+ * - `-V`: the number is QEMU's, what stands behind it is ours.
+ * - `-T`: accepted, and nothing is traced; no list of events, no warning about an unknown one.
+ * - `truncate -m MODE` without a length is a usage error; qemu-io crashes.
+ * - `-C` on a format with backing files is refused: there is no copy-on-read yet.
+ * - `read -b` and `write -b` are ENOTSUP for every format: no driver keeps VM state yet.
+ * - `--object iothread` and other kinds that qemu knows beside secrets are named as any unknown kind.
+ * - `reopen -o encrypt.format=x` is "Cannot change the option".
+ * - A length over 2^53 - 2^30 is refused with that limit, not with 2^63.
+ * - What could not be flushed when an image is closed is not told by name ("Failed to flush the L2 table cache").
+ * - Several asynchronous requests may end in another order, as they may from run to run of qemu-io.
+ * - At a terminal the line editor is Node's.
+ * - SIGUSR1 by `sigraise 10` starts Node's debugger.
+ */
+
+function fillRaw(directory: string): void {
+  const file = (name: string) => path.join(directory, name);
+  fs.truncateSync(touch(file("r.raw")), MIB);
+  fs.truncateSync(touch(file("long.raw")), 41 * MIB);
+  fs.truncateSync(touch(file("huge.raw")), 1024 * MIB);
+  fs.writeFileSync(file("bytes.raw"), Buffer.from(Array.from({ length: 1024 }, (_, index) => index % 256)));
+  fs.writeFileSync(file("three"), "abc");
+  touch(file("empty"));
+}
+
+function fillQcow2(directory: string): void {
+  const create = (name: string, ...options: string[]) =>
+    mustRun("qemu-img", ["create", "-q", "-f", "qcow2", ...options, path.join(directory, name), "1M"]);
+  fs.writeFileSync(path.join(directory, "base.raw"), Buffer.alloc(512 * KIB, 5));
+  fs.truncateSync(touch(path.join(directory, "r.raw")), MIB);
+  fs.writeFileSync(
+    path.join(directory, "inject.conf"),
+    '[inject-error]\nevent = "read_aio"\nerrno = "28"\nonce = "on"\n',
+  );
+  create("q.qcow2");
+  create("over.qcow2", "-b", "base.raw", "-F", "raw");
+  create("ext.qcow2", "-o", "extended_l2=on");
+  create("old.qcow2", "-o", "compat=0.10");
+  create("zstd.qcow2", "-o", "compression_type=zstd");
+  create("data.qcow2", "-o", `data_file=${path.join(directory, "data.img")}`);
+}
+
+function touch(filename: string): string {
+  fs.writeFileSync(filename, "");
+  return filename;
+}
+
+describe("io beside qemu-io", { skip: noOracle }, () => {
+  const raw = new Fixture(fillRaw);
+  const qcow2 = noOracle ? undefined : new Fixture(fillQcow2);
+  after(() => {
+    raw.remove();
+    qcow2?.remove();
+  });
+
+  const tables: readonly (readonly [string, string, Fixture | undefined])[] = [
+    ["raw", RAW_CASES, raw],
+    ["asynchronous", AIO_CASES, raw],
+    ["the frame", FRAME_CASES, raw],
+    ["open and reopen", OPEN_CASES, raw],
+    ["qcow2", QCOW2_CASES, qcow2],
+    ["blkdebug", BLKDEBUG_CASES, qcow2],
+  ];
+  for (const [name, table, fixture] of tables)
+    describe(name, () => {
+      for (const line of caseLines(table)) it(line.slice(0, 120), () => sameRun(fixture as Fixture, line));
+    });
+
+  it("a line of over 1023 bytes is several", async () => {
+    const args = ["-f", "raw", "r.raw"];
+    await sameCase(raw, { args, stdin: `read 0 512 ${"x".repeat(3000)}\nlength\n` });
+    await sameCase(raw, { args, stdin: `read 0 512 ${" ".repeat(1200)}\nlength\n` });
+    await sameCase(raw, { args, stdin: `length${" ".repeat(1023 - 6)}\nlength\n` });
+  });
+});
+
+/** Create options of the images that random scripts work on. */
+const RANDOM_IMAGES: readonly (readonly [string, string])[] = [
+  ["raw", "create -q -f raw i.raw 1M"],
+  ["raw of an odd length", "create -q -f raw i.raw 1000001"],
+  ["qcow2", "create -q -f qcow2 i.qcow2 1M"],
+  ["qcow2 version 2", "create -q -f qcow2 -o compat=0.10 i.qcow2 1M"],
+  ["qcow2 with small clusters", "create -q -f qcow2 -o cluster_size=4k i.qcow2 1M"],
+  ["qcow2 with subclusters", "create -q -f qcow2 -o extended_l2=on i.qcow2 1M"],
+  ["qcow2 over a backing file", "create -q -f qcow2 -b base.raw -F raw i.qcow2 1M"],
+  [
+    "qcow2, zstd, one large cluster",
+    "create -q -f qcow2 -o compression_type=zstd,cluster_size=2M i.qcow2 1M",
+  ],
+];
+
+describe("random scripts beside qemu-io", { skip: noOracle }, () => {
+  const seeds = Number(process.env["BDRV_IO_SEEDS"] ?? 3);
+  const first = Number(process.env["BDRV_IO_FIRST_SEED"] ?? 0);
+  for (const [name, create] of RANDOM_IMAGES) {
+    const isFormat = create.includes("qcow2");
+    it(`${name}, seeds ${first} to ${first + seeds - 1}`, async () => {
+      const fixture = new Fixture((directory) => {
+        fs.writeFileSync(path.join(directory, "base.raw"), Buffer.alloc(700 * KIB, "base"));
+        fs.writeFileSync(path.join(directory, "pattern"), "abcdefg");
+        spawnSync("qemu-img", create.split(" "), { cwd: directory });
+      });
+      try {
+        for (let seed = first; seed < first + seeds; seed++) {
+          const lines = randomScript(seed, { bytes: MIB, isFormat }, 40);
+          const image = isFormat ? ["-f", "qcow2", "i.qcow2"] : ["-f", "raw", "i.raw"];
+          await sameCase(fixture, { args: [...image, ...lines.flatMap((line) => ["-c", line])], stdin: "" });
+        }
+      } finally {
+        fixture.remove();
+      }
+    });
+  }
+});
+
+const bundle = path.resolve("dist/bdrv.cjs");
+
+describe("io as a process", { skip: noOracle || (fs.existsSync(bundle) ? false : "not built") }, () => {
+  const fixture = new Fixture(fillRaw);
+  after(() => fixture.remove());
+
+  /** What stands in one stream when both are one, and how the process ended. */
+  function together(program: readonly string[], args: readonly string[]) {
+    const [command = "", ...before] = program;
+    const words = [command, ...before, ...args].map((word) => `'${word}'`).join(" ");
+    const run = spawnSync("sh", ["-c", `exec ${words} 2>&1 < /dev/null`], {
+      cwd: fixture.copy(),
+      encoding: "utf8",
+      timeout: 20_000,
+    });
+    return { output: normalise(run.stdout), exitCode: run.status, signal: run.signal };
+  }
+
+  const cases: readonly (readonly string[])[] = [
+    ["-f", "raw", "-c", "length", "-c", "foo", "-c", "length", "r.raw"],
+    ["-f", "raw", "-c", "help", "-c", "foo", "-c", "help", "-c", "foo", "-c", "help", "-c", "foo", "r.raw"],
+    ["-f", "raw", "-c", "read -v 0 2k", "-c", "foo", "-c", "read -v 0 1k", "-c", "foo", "bytes.raw"],
+    ["-f", "raw", "-c", "read 0 512", "-c", "sigraise 9", "r.raw"],
+    ["-f", "raw", "-c", "read 0 512", "-c", "sigraise 15", "r.raw"],
+    ["-f", "raw", "-c", "read 0 512", "-c", "sigraise 2", "r.raw"],
+    ["-f", "raw", "-c", "read 0 512", "-c", "sigraise 17", "-c", "length", "r.raw"],
+    ["-f", "raw", "-c", "read 0 512", "-c", "abort", "r.raw"],
+    ["-f", "raw", "-c", "help", "-c", "help", "-c", "abort", "r.raw"],
+  ];
+  for (const args of cases)
+    it(args.join(" "), () => {
+      const ours = together([process.execPath, bundle, "qemu-io"], args);
+      assert.deepEqual(ours, together(["qemu-io"], args));
+    });
+});
