@@ -54,9 +54,8 @@ export default async function* report(source) {
       // A test that fails because a subtest did says nothing that the subtest has not said.
       if (data.details.error?.failureType === "subtestsFailed") continue;
       counts.fail++;
-      const text = `✖ ${name}: ${data.name}\n${indent(describe(data.details.error))}\n`;
-      failures.push(text);
-      yield text;
+      failures.push(`${name}: ${data.name}`);
+      yield `✖ ${failures.at(-1)}\n${indent(describe(data.details.error))}\n`;
     }
   }
   yield* closeFile();
@@ -65,7 +64,7 @@ export default async function* report(source) {
     yield `- ${reason}: ${names.length === 1 ? names[0] : `${names.length} tests`}\n`;
     if (names.length > 1) for (const name of names) yield `    ${name}\n`;
   }
-  if (failures.length > 0) yield `\nFailed again, so that they stand at the end:\n${failures.join("")}`;
+  if (failures.length > 0) yield `\nFailed, see above:\n${failures.map((name) => `- ${name}\n`).join("")}`;
   yield `\n${closing.join("\n")}\n`;
 }
 
