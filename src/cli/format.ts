@@ -21,13 +21,11 @@ export function humanSize(bytes: number): string {
 
 /** As the C library rounds: of two equally near numbers the even one, where JavaScript takes the larger.  @qemu printf */
 export function toFixed(value: number, decimals: number): string {
-  const rounded = value.toFixed(decimals);
-  // Enough digits to tell a tie from what is only near one.
-  const exact = value.toFixed(100);
-  const cut = exact.indexOf(".") + 1 + decimals;
-  if (!/^50*$/.test(exact.slice(cut))) return rounded;
-  const kept = exact.slice(0, cut).replace(/\.$/, "");
-  return Number(kept.at(-1)) % 2 === 0 ? kept : rounded;
+  // A binary fraction lies halfway between two such decimal ones only if it ends at just this bit.
+  const isTie = (value * 2 ** (decimals + 1)) % 2 === 1;
+  if (!isTie) return value.toFixed(decimals);
+  const below = Math.floor(value * 10 ** decimals);
+  return ((below % 2 === 0 ? below : below + 1) / 10 ** decimals).toFixed(decimals);
 }
 
 const MAX_INT64 = 2 ** 63;

@@ -9,9 +9,12 @@ import { main } from "./program.ts";
 
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
+const stdout = new DescriptorOutput(1, true);
+const stderr = new DescriptorOutput(2, false);
+
 async function start(): Promise<void> {
-  const stdout = new DescriptorOutput(1, true);
-  const stderr = new DescriptorOutput(2, false);
+  process.on("uncaughtException", crash);
+  process.on("unhandledRejection", crash);
   const abort = new AbortController();
   let received: NodeJS.Signals | undefined;
   for (const signal of SIGNALS)
@@ -19,13 +22,6 @@ async function start(): Promise<void> {
       received = signal;
       abort.abort();
     });
-  const crash = (error: unknown) => {
-    stdout.flush();
-    stderr.write(`${describe(error)}\n`);
-    process.exit(1);
-  };
-  process.on("uncaughtException", crash);
-  process.on("unhandledRejection", crash);
   const exitCode = await main(process.argv.slice(1), {
     stdout,
     stderr,
@@ -39,8 +35,11 @@ async function start(): Promise<void> {
   process.exit(exitCode);
 }
 
-function describe(error: unknown): string {
-  return error instanceof Error ? (error.stack ?? error.message) : String(error);
+/** An error that is no BlockError is a bug of ours: all that helps to find it is shown. */
+function crash(error: unknown): never {
+  stdout.flush();
+  stderr.write(`${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
+  process.exit(1);
 }
 
-void start();
+start().catch(crash);
