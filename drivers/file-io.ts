@@ -6,7 +6,7 @@ import type { Prealloc } from "../src/block/driver.ts";
 import { BlockError, toBlockError } from "../src/block/errors.ts";
 import { type IoVector, iovFill, iovLength, iovParts, iovSlice, iovWrite } from "../src/block/iov.ts";
 import type { BlockNode } from "../src/block/node.ts";
-import { KiB, MiB, SECTOR_SIZE } from "../src/block/units.ts";
+import { alignUp, KiB, MiB, SECTOR_SIZE } from "../src/block/units.ts";
 import { Fallocate, type Posix, posix } from "../src/platform/posix.ts";
 
 /** An open file: the descriptor and what was found out about it. */
@@ -300,7 +300,6 @@ export function fileStatus(
   if (nextData > offset) return hole(Math.min(nextData - offset, bytes));
   const nextHole = host.posix.seekHole(host.fd, offset);
   if (nextHole === undefined || nextHole <= offset) return data(bytes);
-  // Data that ends with the file goes on to the end of its sector: the length of a node is in sectors.
-  const end = nextHole % 512 === 0 ? nextHole : nextHole + 512 - (nextHole % 512);
-  return data(Math.min(end - offset, bytes));
+  // The file may end anywhere; behind it the rest of its last block is a hole.
+  return data(Math.min(alignUp(nextHole, node.limits.requestAlignment) - offset, bytes));
 }
