@@ -290,6 +290,7 @@ export async function freeClusters(
     await updateRefcount(co, state, offset, bytes, -1, discard);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
-    state.environment.warn(`qcow2_free_clusters failed: ${error.message}`);
+    const { message, warn } = state.environment;
+    (message ?? warn)(`qcow2_free_clusters failed: ${error.message}`);
   }
 }

@@ -32,7 +32,7 @@ import {
   writeEntry,
 } from "./l2.ts";
 import { Autoclear } from "./layout.ts";
-import { bitRange, Kind, l2Coverage, l2OffsetOf, lookUp, sliceEntries } from "./mapping.ts";
+import { bitRange, l2Coverage, l2OffsetOf, sliceEntries } from "./mapping.ts";
 import type { DiscardType, Qcow2State } from "./state.ts";
 
 /** Entries that are changed before the lock is given up and taken again. */
@@ -57,16 +57,11 @@ export async function pwriteZeroes(
   const tail = end === length || end % subclusterSize === 0 ? 0 : subclusterSize - (end % subclusterSize);
   if (head === 0 && tail === 0) return zeroize(co, state, guestOffset, end, flags);
   // Part of a subcluster: only if the rest of it reads as zeroes anyway.
-  if (head + bytes + tail > subclusterSize) throw new BlockError("ENOTSUP");
+  if (head + bytes + tail > subclusterSize || isDataFileRaw(state)) throw new BlockError("ENOTSUP");
   const start = guestOffset - head;
   if (!(await readsZero(co, state, start, head)) || !(await readsZero(co, state, end, tail)))
     throw new BlockError("ENOTSUP");
-  const isFree = await exclusively(state, start, start + subclusterSize, async () => {
-    const { kind } = await lookUp(co, state, start, subclusterSize);
-    return kind !== Kind.Normal && kind !== Kind.Compressed;
-  });
-  if (!isFree) throw new BlockError("ENOTSUP");
-  return zeroize(co, state, start, Math.min(start + subclusterSize, Math.max(length, end)), flags);
+  return zeroize(co, state, start, Math.min(start + subclusterSize, Math.max(length, end)), flags, true);
 }
 
 async function readsZero(
@@ -82,6 +77,7 @@ async function readsZero(
 
 /**
  * Makes [start, end) read as zeroes. Both are multiples of the subcluster, or `end` is the end of the image.
+ * `unlessData`: refused with ENOTSUP where the subclusters have data, which may have come a moment ago.
  * @qemu qcow2_subcluster_zeroize
  */
 export async function zeroize(
@@ -90,10 +86,11 @@ export async function zeroize(
   start: number,
   end: number,
   flags: ReqFlags,
+  unlessData = false,
 ): Promise<void> {
   if (isDataFileRaw(state)) await state.dataFile.pwriteZeroes(co, start, end - start, flags & Req.MayUnmap);
   if (state.version < 3) {
-    if (state.node.backing) throw new BlockError("ENOTSUP");
+    if (state.node.backing || unlessData) throw new BlockError("ENOTSUP");
     return discardRange(co, state, start, end, "request", false);
   }
   const { clusterSize, subclusterSize } = state;
@@ -109,6 +106,7 @@ export async function zeroize(
   const change: Change = (entry, guestOffset) => {
     const from = Math.max(start - guestOffset, 0);
     const to = end >= length ? clusterSize : Math.min(end - guestOffset, clusterSize);
+    if (unlessData && holdsData(state, entry, from / subclusterSize)) throw new BlockError("ENOTSUP");
     if (from === 0 && to === clusterSize) return zeroWhole(entry, guestOffset);
     if (entry.high & COMPRESSED_HIGH) throw new BlockError("ENOTSUP");
     const range = bitRange(from / subclusterSize, Math.ceil(to / subclusterSize));
@@ -120,6 +118,12 @@ export async function zeroize(
     };
   };
   await changeEntries(co, state, start, end, "request", true, change);
+}
+
+function holdsData(state: Qcow2State, entry: RawEntry, subcluster: number): boolean {
+  if (entry.high & COMPRESSED_HIGH) return true;
+  if (state.extendedL2) return ((entry.allocatedBits >>> subcluster) & 1) === 1;
+  return hasHostData(state, entry) && !(entry.low & ZERO_LOW);
 }
 
 export function isDataFileRaw(state: Qcow2State): boolean {
