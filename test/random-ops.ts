@@ -129,7 +129,7 @@ function makeSize(dice: Random, profile: OpsProfile, size: number): number {
 }
 
 /** Content by its seed: random, one byte repeated, sparse, or zeroes. */
-export function content(fill: number, bytes: number): Uint8Array {
+function content(fill: number, bytes: number): Uint8Array {
   const dice = random(fill);
   const choice = dice.below(10);
   if (choice < 4) return dice.bytes(bytes);

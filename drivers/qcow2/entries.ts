@@ -6,8 +6,8 @@ export const COPIED_HIGH = 0x80000000;
 export const COMPRESSED_HIGH = 0x40000000;
 /** Low half: reads as zeroes; not with extended L2.  @qemu QCOW_OFLAG_ZERO */
 export const ZERO_LOW = 1;
-export const OFFSET_HIGH_MASK = 0x00ffffff;
-export const OFFSET_LOW_MASK = 0xfffffe00;
+const OFFSET_HIGH_MASK = 0x00ffffff;
+const OFFSET_LOW_MASK = 0xfffffe00;
 
 const TWO_32 = 2 ** 32;
 

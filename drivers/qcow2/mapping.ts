@@ -210,7 +210,7 @@ export interface SubclusterBits {
   readonly zero: number;
 }
 
-export function subclusterBits(view: DataView, index: number): SubclusterBits {
+function subclusterBits(view: DataView, index: number): SubclusterBits {
   return { zero: view.getUint32(index * 16 + 8), allocated: view.getUint32(index * 16 + 12) };
 }
 

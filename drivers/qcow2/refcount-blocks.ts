@@ -59,7 +59,7 @@ export async function addRefblock(
  * Moves the refcount table to a larger one that has entry `neededIndex`, in an area of its own behind everything that
  * the old one covers, with the blocks for that area.  @qemu qcow2_refcount_area
  */
-export async function growRefcountTable(
+async function growRefcountTable(
   co: Coroutine<"read">,
   state: Qcow2State,
   neededIndex: number,

@@ -84,7 +84,7 @@ export function hex(value: number): string {
  * Adds 1 to, or takes 1 from, the refcount of every cluster that [offset, offset + bytes) touches. All or nothing,
  * as far as undoing succeeds.  @qemu update_refcount
  */
-export async function updateRefcount(
+async function updateRefcount(
   co: Coroutine<"read">,
   state: Qcow2State,
   offset: number,

@@ -174,7 +174,7 @@ async function hideOldTail(
  * to a hole at the end of the file, `falloc` and `full` have the file reserve or write them too.
  * @qemu preallocate_co
  */
-export async function preallocate(
+async function preallocate(
   co: Coroutine<"read">,
   state: Qcow2State,
   start: number,

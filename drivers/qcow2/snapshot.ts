@@ -17,7 +17,7 @@ import {
 import type { Qcow2State, Snapshot } from "./state.ts";
 
 /** The snapshot has no instruction count. */
-export const NO_ICOUNT = 0xffff_ffff_ffff_ffffn;
+const NO_ICOUNT = 0xffff_ffff_ffff_ffffn;
 
 export interface SnapshotTable {
   readonly snapshots: Snapshot[];
@@ -141,7 +141,7 @@ export async function loadSnapshot(
 }
 
 /** The tables of snapshots are not looked at when the image is opened.  @qemu qcow2_validate_table */
-export function checkSnapshotL1({ l1TableOffset, l1Size }: Snapshot, clusterSize: number): void {
+function checkSnapshotL1({ l1TableOffset, l1Size }: Snapshot, clusterSize: number): void {
   if (l1Size * 8 > MAX_L1_BYTES) throw new BlockError("EFBIG", "Snapshot L1 table too large");
   if (!Number.isSafeInteger(l1TableOffset) || !isAligned(l1TableOffset, clusterSize))
     throw new BlockError("EINVAL", "Snapshot L1 table offset invalid");

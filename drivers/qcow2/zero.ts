@@ -126,7 +126,7 @@ function holdsData(state: Qcow2State, entry: RawEntry, subcluster: number): bool
   return hasHostData(state, entry) && !(entry.low & ZERO_LOW);
 }
 
-export function isDataFileRaw(state: Qcow2State): boolean {
+function isDataFileRaw(state: Qcow2State): boolean {
   return state.hasDataFile && (state.autoclearFeatures & Autoclear.DataFileRaw) !== 0n;
 }
 

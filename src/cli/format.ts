@@ -71,7 +71,7 @@ export function prettyJson(value: JsonValue, indent = ""): string {
 }
 
 /** A JSON string with everything but printable ASCII escaped.  @qemu to_json: QTYPE_QSTRING */
-export function jsonString(text: string): string {
+function jsonString(text: string): string {
   const escape = (code: string) => `\\u${code.padStart(4, "0").toUpperCase()}`;
   return JSON.stringify(text)
     .replace(/\\u([0-9a-f]{4})/g, (_, code: string) => escape(code))

@@ -29,7 +29,7 @@ export function humanInfo(info: ImageInfo): string {
 }
 
 /** A row a snapshot, under a head.  @qemu bdrv_snapshot_dump */
-export function snapshotTable(snapshots: readonly SnapshotInfo[]): string[] {
+function snapshotTable(snapshots: readonly SnapshotInfo[]): string[] {
   const rows = snapshots.map((snapshot) =>
     tableRow(
       snapshot.id,

@@ -53,7 +53,7 @@ export function parseArguments(argv: readonly string[], letters: string): Argume
 }
 
 /** Words stand between spaces; nothing quotes them.  @qemu breakline */
-export function splitLine(line: string): string[] {
+function splitLine(line: string): string[] {
   return line.split(" ").filter((word) => word !== "");
 }
 
