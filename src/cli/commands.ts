@@ -4,13 +4,13 @@
  * The words behind `-o` and its like belong to the drivers.
  */
 
-import * as check from "./check.ts";
+import { run as check } from "./check.ts";
 import type { Command } from "./command.ts";
-import * as compare from "./compare.ts";
-import * as create from "./create.ts";
+import { run as compare } from "./compare.ts";
+import { run as create } from "./create.ts";
 import { HELP_OPTION, type OptionSpec } from "./getopt.ts";
-import * as info from "./info.ts";
-import * as map from "./map.ts";
+import { run as info } from "./info.ts";
+import { run as map } from "./map.ts";
 
 const OBJECT: OptionSpec = {
   name: "object",
@@ -87,7 +87,7 @@ export const commands: readonly Command[] = [
       SOURCE_CACHE,
       QUIET,
     ],
-    load: async () => check,
+    load: async () => ({ run: check }),
   },
   {
     name: "compare",
@@ -105,7 +105,7 @@ export const commands: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: async () => compare,
+    load: async () => ({ run: compare }),
   },
   {
     name: "convert",
@@ -164,7 +164,7 @@ export const commands: readonly Command[] = [
       QUIET,
       OBJECT,
     ],
-    load: async () => create,
+    load: async () => ({ run: create }),
   },
   {
     name: "info",
@@ -179,7 +179,7 @@ export const commands: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: async () => info,
+    load: async () => ({ run: info }),
   },
   {
     name: "map",
@@ -201,7 +201,7 @@ export const commands: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: async () => map,
+    load: async () => ({ run: map }),
   },
 ];
 
