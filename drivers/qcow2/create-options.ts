@@ -1,6 +1,6 @@
 /** What can be asked of a new qcow2 image, and whether it goes together. The words of each refusal are qemu-img's.  @qemu qcow2_create_opts */
 
-import type { Prealloc } from "../../src/block/driver.ts";
+import { findDriver, type Prealloc } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import type { OptionValues } from "../../src/block/options.ts";
 import { alignUp, isPowerOfTwo, SECTOR_SIZE } from "../../src/block/units.ts";
@@ -26,6 +26,7 @@ export const createOptions = {
   preallocation: {
     type: "string",
     values: ["off", "metadata", "falloc", "full"],
+    refusal: "Parameter 'preallocation' does not accept value '%s'",
     help: "Preallocation mode (allowed values: off, metadata, falloc, full)",
   },
   compression_type: {
@@ -44,6 +45,13 @@ export const createOptions = {
 } as const;
 
 export type CreateOptions = typeof createOptions;
+
+/** Formats that QEMU can open and bdrv can't: an overlay may name them all the same.  @qemu BlockdevDriver */
+const OTHER_FORMATS = (
+  "blklogwrites blkreplay blkverify bochs cloop copy-before-write copy-on-read dmg ftp ftps gluster host_cdrom " +
+  "http https iscsi luks nbd nfs null-aio nvme parallels preallocate qcow qed quorum rbd replication " +
+  "snapshot-access ssh throttle vdi vhdx vmdk vpc vvfat"
+).split(" ");
 
 /** What decides how large tables are. */
 export interface Geometry {
@@ -72,9 +80,6 @@ const VERSIONS: Readonly<Record<string, 2 | 3>> = { "0.10": 2, v2: 2, "1.1": 3, 
 /** Extended L2 entries have 32 subclusters of at least 512 bytes. */
 const MIN_EXTENDED_CLUSTER_BYTES = 16384;
 
-/** A backing format must go into a header extension of 15 bytes. */
-const MAX_FORMAT_BYTES = 15;
-
 export function checkCreateOptions(options: OptionValues<CreateOptions>): NewImage {
   refuseEncryption(options);
   const compat = options.compat ?? "v3";
@@ -83,14 +88,17 @@ export function checkCreateOptions(options: OptionValues<CreateOptions>): NewIma
   const compression = options.compression_type ?? "zlib";
   if (compression !== "zlib" && compression !== "zstd")
     throw invalid(`Parameter 'compression-type' does not accept value '${compression}'`);
+  const { preallocation = "off", backing_fmt: backingFormat } = options;
+  if (backingFormat !== undefined && !findDriver(backingFormat) && !OTHER_FORMATS.includes(backingFormat))
+    throw invalid(`Parameter 'backing-fmt' does not accept value '${backingFormat}'`);
   const image: NewImage = {
     ...geometryOf(options, version, "version=v3"),
     size: alignUp(options.size ?? 0, SECTOR_SIZE),
     lazyRefcounts: options.lazy_refcounts ?? false,
     compressionType: compression,
-    preallocation: options.preallocation ?? "off",
+    preallocation,
     backingFile: options.backing_file,
-    backingFormat: options.backing_fmt,
+    backingFormat,
     dataFile: options.data_file,
     dataFileRaw: options.data_file_raw ?? false,
   };
@@ -151,8 +159,6 @@ function checkFormat(image: NewImage): void {
 function checkFiles({ version, backingFile, backingFormat, dataFile, dataFileRaw }: NewImage): void {
   if (backingFormat !== undefined && backingFile === undefined)
     throw invalid("Backing format cannot be used without backing file");
-  if (Buffer.byteLength(backingFormat ?? "") > MAX_FORMAT_BYTES)
-    throw invalid(`Parameter 'backing-fmt' does not accept value '${backingFormat}'`);
   if (dataFile !== undefined && version < 3)
     throw invalid(
       "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)",

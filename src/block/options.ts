@@ -23,6 +23,8 @@ export interface OptionSpec {
   readonly type: "string" | "bool" | "number" | "size";
   /** The only words that a string may be. */
   readonly values?: readonly string[];
+  /** What is said of a string that is not among `values`, which stands for its `%s`: qemu has two wordings. */
+  readonly refusal?: string;
   /** Part of what the guest sees: it appears in `json:` names.  @qemu strong_runtime_opts */
   readonly strong?: boolean;
   /** As `create -o help` prints it. */
@@ -100,7 +102,10 @@ function parseValue(key: string, spec: OptionSpec, value: OptionScalar): string 
   switch (spec.type) {
     case "string":
       if (spec.values && !spec.values.includes(String(value)))
-        throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
+        throw new BlockError(
+          "EINVAL",
+          spec.refusal?.replace("%s", String(value)) ?? `invalid parameter value: ${value}`,
+        );
       return String(value);
     case "bool":
       return parseBool(key, value);

@@ -1,9 +1,10 @@
 /** `create` beside qemu-img's. */
 
+import assert from "node:assert/strict";
 import fs from "node:fs";
 import path from "node:path";
 import { after, describe, it } from "node:test";
-import { Fixture, missingTool, runTheirs, words } from "./differential.ts";
+import { Fixture, missingTool, runOurs, runTheirs, words } from "./differential.ts";
 
 const LINES = String.raw`
 create
@@ -39,7 +40,6 @@ create x.raw .5M
 create x.raw 5.M
 create x.raw 20E
 create x.raw 9E
-create x.raw 8191P
 create -f foo x.raw 1M
 create -f null-co x 1M
 create -f compress x 1M
@@ -188,4 +188,12 @@ describe("create", { skip: missingTool }, () => {
 
   for (const line of [...LINES.split("\n"), ...QCOW2_LINES.split("\n")].filter((text) => text !== ""))
     it(line, () => fixture.same(words(line)));
+
+  it("leaves nothing behind of an image that is too large (qemu-img leaves an empty file)", async () => {
+    const directory = fixture.copy();
+    const args = words("create x.raw 8191P");
+    const ours = await runOurs(args, directory);
+    assert.equal(fs.existsSync(path.join(directory, "x.raw")), false);
+    assert.deepEqual(ours, runTheirs(args, directory));
+  });
 });
