@@ -4,6 +4,7 @@ import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { isAligned } from "../../src/block/units.ts";
+import { textOf } from "./header-extensions.ts";
 import { BitmapDirectoryEntry, BitmapFlag, type BitmapsRecord } from "./layout.ts";
 
 export interface StoredBitmap {
@@ -58,7 +59,7 @@ export async function readBitmapDirectory(
       throw invalid("More bitmaps found than specified in header extension");
     if (extraDataSize !== 0) throw invalid("Bitmap extra data is not supported");
     const nameAt = at + BitmapDirectoryEntry.size;
-    const name = Buffer.from(directory.buffer, directory.byteOffset + nameAt, nameSize).toString();
+    const name = textOf(directory.subarray(nameAt, nameAt + nameSize));
     if (!isEntryValid(entry, image)) throw invalid(`Bitmap '${name}' doesn't satisfy the constraints`);
     const { tableOffset, tableSize, flags, granularityBits } = entry;
     bitmaps.push({ name, tableOffset, tableSize, flags, granularityBits });
@@ -77,7 +78,7 @@ function isEntryValid(entry: Entry, { clusterSize, size }: BitmapImage): boolean
   const isPlaced = tableSize > 0 && tableOffset > 0 && isAligned(tableOffset, clusterSize);
   const isBounded = tableSize <= MAX_BITMAP_TABLE_SIZE && Number.isSafeInteger(tableOffset);
   const isKnown = type === DIRTY_TRACKING && (flags & ~(BitmapFlag.InUse | BitmapFlag.Auto)) === 0;
-  const isNamed = nameSize > 0 && nameSize <= MAX_NAME_BYTES;
+  const isNamed = nameSize <= MAX_NAME_BYTES;
   if (!isPlaced || !isBounded || !isKnown || !isNamed) return false;
   if (granularityBits < MIN_GRANULARITY_BITS || granularityBits > MAX_GRANULARITY_BITS) return false;
   const storedBytes = tableSize * clusterSize;

@@ -55,12 +55,12 @@ export class ReferenceCounts {
    * may be there in part; what is farther out is an error and is not counted. `hexOffset`: how the offset is told,
    * where the number is not exact.  @qemu qcow2_inc_refcounts_imrt
    */
-  add(offset: number, bytes: number, weight = 1, hexOffset = offset.toString(16)): void {
+  add(offset: number, bytes: number, weight = 1, hexOffset?: string): void {
     const { clusterSize, fileBytes } = this.#options;
     if (bytes === 0) return;
     if (offset + bytes - fileBytes >= clusterSize) {
       this.#corruption(
-        `ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x${hexOffset} size 0x${bytes.toString(16)}`,
+        `ERROR: counting reference for region exceeding the end of the file by one cluster or more: offset 0x${hexOffset ?? offset.toString(16)} size 0x${bytes.toString(16)}`,
         weight,
       );
       return;

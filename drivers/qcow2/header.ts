@@ -152,9 +152,9 @@ function compressionTypeOf(head: Uint8Array, v3: HeaderV3Record): CompressionTyp
   const { compressionType } = HeaderAdditional.read(head, HeaderV2.size + HeaderV3.size);
   const type = hasField ? compressionType : 0;
   if (type > 1) throw new BlockError("ENOTSUP", `qcow2: unknown compression type: ${type}`);
-  // Two messages were meant; QEMU has the one for both.
-  if ((type !== 0) !== ((v3.incompatibleFeatures & Incompatible.CompressionType) !== 0n))
-    throw invalid("qcow2: Compression type incompatible feature bit must not be set");
+  const hasBit = (v3.incompatibleFeatures & Incompatible.CompressionType) !== 0n;
+  if ((type !== 0) !== hasBit)
+    throw invalid(`qcow2: Compression type incompatible feature bit must ${hasBit ? "not " : ""}be set`);
   return type === 1 ? "zstd" : "zlib";
 }
 
