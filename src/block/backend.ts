@@ -120,7 +120,6 @@ export class BlockBackend implements ChildParent {
     this.#inFlight++;
     const lock = this.context.graph;
     try {
-      if (++requests % REQUESTS_PER_LOOK === 0) await breathe();
       if (!lock.tryEnter()) await lock.enter(signal);
       const co = new Coroutine("read", this.context, signal);
       try {
@@ -128,6 +127,8 @@ export class BlockBackend implements ChildParent {
       } finally {
         co.live = false;
         lock.leave();
+        // Not before the request: those that are made in an order reach the driver in that order.
+        if (++requests % REQUESTS_PER_LOOK === 0) await breathe();
       }
     } finally {
       this.#inFlight--;
