@@ -5,6 +5,7 @@
 
 import yargs, { type Argv } from "yargs";
 import packageJson from "../../package.json" with { type: "json" };
+import { allDrivers } from "../block/driver.ts";
 import type { CliContext, Command } from "./command.ts";
 import { commands } from "./commands.ts";
 import type { OptionSpec } from "./getopt.ts";
@@ -112,6 +113,9 @@ function qemuHelp(program: string): string {
     const options = command.options.filter(({ name }) => name !== "help").map(bracketed);
     return `  ${[command.name, ...options, command.operands.toLowerCase()].join(" ")}`;
   });
+  const formats = allDrivers()
+    .map(({ formatName }) => formatName)
+    .sort();
   return [
     versionText(program).trimEnd(),
     `usage: ${program} [standard options] command [command options]`,
@@ -124,8 +128,24 @@ function qemuHelp(program: string): string {
     "Command syntax:",
     ...lines,
     "",
+    "Command parameters:",
+    ...parameterLines(),
+    "",
+    `Supported formats: ${formats.join(" ")}`,
     "",
   ].join("\n");
+}
+
+/** Each option once, for commands that have it in common. */
+function parameterLines(): string[] {
+  const texts = commands.flatMap(({ options }) =>
+    options.map((option) => `  '${bracketed(option).slice(1, -1)}' ${lowerFirst(option.help ?? "")}`),
+  );
+  return [...new Set(texts)].sort();
+}
+
+function lowerFirst(text: string): string {
+  return text.charAt(0).toLowerCase() + text.slice(1);
 }
 
 function bracketed({ short, long, value }: OptionSpec): string {
