@@ -186,6 +186,7 @@ function link(
     checkUsable(state);
     await ensureL2(co, state, guestOffset);
     if (!state.useLazyRefcounts) await state.l2Cache.setDependency(co, state.refcountCache);
+    if (state.file.debug) await state.file.debug.event(co, "l2_update_compressed");
     const { slice, index } = await sliceFor(co, state, guestOffset);
     const old = readEntry(state, slice, index);
     const [high, low] = compressedEntry(hostOffset, bytes, state.clusterBits);

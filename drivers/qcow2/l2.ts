@@ -97,25 +97,26 @@ export async function ensureL2(co: Coroutine<"read">, state: Qcow2State, guestOf
   if (old !== 0 && isCopied(state.l1Table, l1Index)) return;
   const { clusterSize, file } = state;
   const offset = await allocateClusters(co, state, clusterSize, "L2 table");
+  let content: Uint8Array<ArrayBuffer>;
   let isWritten = false;
   try {
-    const content = await newTableContent(co, state, old);
+    content = await newTableContent(co, state, old);
     if (file.debug) await file.debug.event(co, "l2_alloc_write");
     await checkOverlap(co, state, offset, clusterSize);
     await file.pwrite(co, offset, content);
     await state.refcountCache.flush(co);
     isWritten = true;
     await writeL1Entry(co, state, l1Index, offset);
-    noteMoved(state, "l2Tables", old, offset);
-    const { sliceOffset } = placeOf(state, offset, guestOffset);
-    const start = sliceOffset - offset;
-    await state.l2Cache.put(co, sliceOffset, content.slice(start, start + state.l2Cache.tableBytes));
   } catch (error) {
-    // A write that failed may still have reached the disk: then the table is better lost than used twice.
-    if (!isWritten) await freeClusters(co, state, offset, clusterSize, "other");
+    if (!isWritten || (await restoreL1Entry(co, state, l1Index)))
+      await freeClusters(co, state, offset, clusterSize, "other");
     throw error;
   }
+  noteMoved(state, "l2Tables", old, offset);
   if (old !== 0) await freeClusters(co, state, old, clusterSize, "other");
+  const { sliceOffset } = placeOf(state, offset, guestOffset);
+  const start = sliceOffset - offset;
+  await state.l2Cache.put(co, sliceOffset, content.slice(start, start + state.l2Cache.tableBytes));
 }
 
 async function newTableContent(
@@ -143,6 +144,19 @@ async function writeL1Entry(
   if (state.file.debug) await state.file.debug.event(co, "l1_update");
   await state.file.pwrite(co, state.l1TableOffset + l1Index * 8, new Uint8Array(entry.buffer));
   setEntry(state.l1Table, l1Index * 8, l2Offset, true);
+}
+
+/** A write that failed may still have reached the disk: unless it can be undone, the table is better lost than used twice. */
+async function restoreL1Entry(co: Coroutine<"read">, state: Qcow2State, l1Index: number): Promise<boolean> {
+  const { l1Table, l1TableOffset, file } = state;
+  const at = l1Index * 8;
+  try {
+    await file.pwrite(co, l1TableOffset + at, new Uint8Array(l1Table.buffer, l1Table.byteOffset + at, 8));
+    return true;
+  } catch (error) {
+    if (error instanceof BlockError) return false;
+    throw error;
+  }
 }
 
 /** Moves the L1 table to a larger one. Not `exact`: with room for more growth.  @qemu qcow2_grow_l1_table */

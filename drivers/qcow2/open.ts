@@ -81,6 +81,7 @@ async function makeState(
     header.l1Size * 8,
     "Could not read L1 table",
   );
+  if (file.debug) await file.debug.event(co, "reftable_load");
   const refcountTable = await readTable(
     co,
     file,
@@ -134,6 +135,7 @@ function makeCaches(
       tableBytes: sizes.l2EntryBytes,
       capacity: sizes.l2Tables,
       loadEvent: "l2_load",
+      writeEvent: "l2_update",
       checkWrite: (co, offset, bytes) => checkOverlap(co, stateOf(), offset, bytes, "active L2 table"),
     }),
     refcountCache: new TableCache({
@@ -142,6 +144,7 @@ function makeCaches(
       tableBytes: clusterSize,
       capacity: sizes.refcountTables,
       loadEvent: "refblock_load",
+      writeEvent: "refblock_update_part",
       checkWrite: (co, offset, bytes) => checkOverlap(co, stateOf(), offset, bytes, "refcount block"),
     }),
   };

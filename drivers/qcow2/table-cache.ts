@@ -52,6 +52,8 @@ export interface TableCacheOptions {
   readonly capacity: number;
   /** The blkdebug event of reading one. */
   readonly loadEvent: string;
+  /** That of writing one. */
+  readonly writeEvent: string;
   /** Throws if a table must not be written there. */
   readonly checkWrite: (co: Coroutine<"read">, offset: number, bytes: number) => Promise<void> | undefined;
 }
@@ -188,11 +190,12 @@ export class TableCache {
   }
 
   async #writeTable(co: Coroutine<"read">, table: Table): Promise<void> {
-    const { file, checkWrite } = this.#options;
+    const { file, checkWrite, writeEvent } = this.#options;
     const start = table.dirtyStart - (table.dirtyStart % WRITE_UNIT);
     const end = Math.min(Math.ceil(table.dirtyEnd / WRITE_UNIT) * WRITE_UNIT, this.tableBytes);
     await checkWrite(co, table.offset + start, end - start);
     const { view } = table;
+    if (file.debug) await file.debug.event(co, writeEvent);
     await file.pwrite(
       co,
       table.offset + start,

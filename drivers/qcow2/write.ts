@@ -382,7 +382,6 @@ async function link(co: Coroutine<"read">, state: Qcow2State, plan: Plan): Promi
   await ensureL2(co, state, plan.start);
   if (!plan.reuses && !state.hasDataFile && !state.useLazyRefcounts)
     await l2Cache.setDependency(co, state.refcountCache);
-  if (state.file.debug) await state.file.debug.event(co, "l2_update");
   const { slice, index } = await sliceFor(co, state, plan.start);
   const isCopying = plan.copyStart < plan.writeStart || plan.writeEnd < plan.copyEnd;
   if (plan.replaces || isCopying) l2Cache.dependsOnFlush = true;
