@@ -106,6 +106,83 @@ async function work(image: BlockBackend, dice: Random, clusterSize: number, size
   }
 }
 
+/** A flush that came back: what the guest had written by then, and how much of the log there was. */
+interface Milestone {
+  readonly logged: number;
+  readonly model: Uint8Array;
+}
+
+/** A request, with how much of the log there was when it began. */
+interface Touch {
+  readonly logged: number;
+  readonly start: number;
+  readonly end: number;
+}
+
+interface History {
+  readonly milestones: Milestone[];
+  readonly touches: Touch[];
+}
+
+/** One step after the other, so that it is known what must be there: which requests came after which flush. */
+async function workInOrder(
+  image: BlockBackend,
+  log: readonly Change[],
+  dice: Random,
+  clusterSize: number,
+  size: number,
+): Promise<History> {
+  const model = new Uint8Array(size);
+  const history: History = { milestones: [{ logged: 0, model: model.slice() }], touches: [] };
+  for (let step = 0; step < STEPS * 2; step++) {
+    const kind = dice.below(20);
+    if (kind < 4) {
+      await image.flush();
+      history.milestones.push({ logged: log.length, model: model.slice() });
+      continue;
+    }
+    const unit = kind < 10 ? 512 : clusterSize;
+    const start = dice.below(size / unit) * unit;
+    const end = Math.min(start + (1 + dice.below(5)) * unit, size);
+    const value = kind < 16 ? 1 + dice.below(255) : 0;
+    const data = new Uint8Array(end - start).fill(value);
+    history.touches.push({ logged: log.length, start, end });
+    if (kind < 13) await image.write(start, data);
+    else if (kind < 16) {
+      // Over data it is refused; then it is written plainly.
+      await image.write(start, data, { compressed: true }).catch(() => image.write(start, data));
+    } else if (kind < 18) await image.discard(start, end - start);
+    else await image.writeZeroes(start, end - start, { mayUnmap: true });
+    model.fill(value, start, end);
+  }
+  return history;
+}
+
+/** What was flushed last before the cut must be there, but for what was asked to be changed since. */
+async function checkContent(
+  { milestones, touches }: History,
+  data: Uint8Array,
+  logged: number,
+  what: string,
+): Promise<void> {
+  const last = milestones.findLast((milestone) => milestone.logged <= logged) as Milestone;
+  const ends: (() => void | Promise<void>)[] = [];
+  const memory = memoryDriver({ after: (fn) => ends.push(fn) }, "replayed", 0);
+  memory.data = data;
+  const image = await openBackend(
+    { driver: "qcow2", file: { driver: "replayed" } },
+    { flags: { readOnly: true } },
+  );
+  const content = await image.read(0, last.model.length);
+  await image.close();
+  for (const end of ends) await end();
+  const free = touches.filter((touch) => touch.logged >= last.logged && touch.logged <= logged);
+  for (const { start, end } of free) content.set(last.model.subarray(start, end), start);
+  if (Buffer.compare(content, last.model) === 0) return;
+  const at = content.findIndex((byte, index) => byte !== last.model[index]);
+  assert.fail(`${what}: byte ${at} is ${content[at]} in place of ${last.model[at]}, which was flushed`);
+}
+
 function checkNoCorruption(filename: string, data: Uint8Array, what: string): void {
   fs.writeFileSync(filename, data);
   const { stdout, stderr } = run("qemu-img", ["check", "-f", "qcow2", "--output=json", filename]);
@@ -126,41 +203,67 @@ const VARIANTS: readonly { readonly name: string; readonly options: string; read
     { name: "extended L2", options: "cluster_size=16384,extended_l2=on", clusterSize: 16384 },
   ];
 
+/** A new image on the recorder, worked on by `use` and closed; gives its content before and what was done to it. */
+async function record<T>(
+  filename: string,
+  { options, clusterSize }: (typeof VARIANTS)[number],
+  use: (image: BlockBackend, log: readonly Change[], size: number) => Promise<T>,
+): Promise<{ before: Uint8Array; log: readonly Change[]; after: Uint8Array; result: T }> {
+  const size = clusterSize * 96;
+  mustRun("qemu-img", ["create", "-q", "-f", "qcow2", "-o", options, filename, String(size)]);
+  const before = new Uint8Array(fs.readFileSync(filename));
+  const ends: (() => void | Promise<void>)[] = [];
+  const { log, content } = recorder({ after: (fn) => ends.push(fn) }, before);
+  const image = await openBackend(
+    { driver: "qcow2", file: { driver: "recorder" }, "l2-cache-size": clusterSize * 3 },
+    { flags: { unmap: true } },
+  );
+  const result = await use(image, log, size);
+  await image.close();
+  for (const end of ends) await end();
+  return { before, log, after: content(), result };
+}
+
 describe("a power cut", { skip: missing("qemu-img") }, () => {
-  for (const { name, options, clusterSize } of VARIANTS) {
+  for (const variant of VARIANTS) {
+    const { name, clusterSize } = variant;
     it(`leaves at worst leaks: ${name}`, async (test) => {
-      const dir = tempDir(test);
+      const filename = path.join(tempDir(test), "image.qcow2");
       for (let seed = 1; seed <= SEEDS; seed++) {
-        const filename = path.join(dir, "image.qcow2");
-        const size = clusterSize * 96;
-        mustRun("qemu-img", ["create", "-q", "-f", "qcow2", "-o", options, filename, String(size)]);
-        const before = new Uint8Array(fs.readFileSync(filename));
-        const ends: (() => void)[] = [];
-        const { log, content } = recorder({ after: (fn) => ends.push(fn as () => void) }, before);
         const dice = random(seed);
-        const image = await openBackend(
-          { driver: "qcow2", file: { driver: "recorder" }, "l2-cache-size": clusterSize * 3 },
-          { flags: { unmap: true } },
+        const { before, log, after } = await record(filename, variant, (image, _, size) =>
+          work(image, dice, clusterSize, size),
         );
-        await work(image, dice, clusterSize, size);
-        await image.close();
-        for (const end of ends) end();
-        replay(filename, before, log, dice, `${name}, seed ${seed}`);
-        fs.writeFileSync(filename, content());
+        await replay(before, log, dice, (data, _, what) =>
+          checkNoCorruption(filename, data, `${name}, seed ${seed}, ${what}`),
+        );
+        fs.writeFileSync(filename, after);
         mustRun("qemu-img", ["check", "-f", "qcow2", filename]);
+      }
+    });
+
+    it(`keeps what was flushed: ${name}`, async (test) => {
+      const filename = path.join(tempDir(test), "image.qcow2");
+      for (let seed = 1; seed <= SEEDS; seed++) {
+        const dice = random(seed);
+        const { before, log, result } = await record(filename, variant, (image, changes, size) =>
+          workInOrder(image, changes, dice, clusterSize, size),
+        );
+        await replay(before, log, dice, (data, logged, what) =>
+          checkContent(result, data, logged, `${name}, seed ${seed}, ${what}`),
+        );
       }
     });
   }
 });
 
-/** Every prefix of a sample, and for each some of the changes since the last flush left out. */
-function replay(
-  filename: string,
+/** Each prefix of the log, and for each some of the changes since the last flush left out. */
+async function replay(
   before: Uint8Array,
   log: readonly Change[],
   dice: Random,
-  what: string,
-): void {
+  look: (data: Uint8Array, logged: number, what: string) => Promise<void> | void,
+): Promise<void> {
   const stable = new Image(before);
   let pending: NonNullable<Change>[] = [];
   for (const [index, change] of log.entries()) {
@@ -172,10 +275,10 @@ function replay(
     pending.push(change);
     const prefix = new Image(stable.data);
     for (const each of pending) each(prefix);
-    checkNoCorruption(filename, prefix.data, `${what}, cut after change ${index}`);
+    await look(prefix.data, index + 1, `cut after change ${index}`);
     if (pending.length < 2) continue;
     const torn = new Image(stable.data);
     for (const each of pending) if (dice.below(2) === 0) each(torn);
-    checkNoCorruption(filename, torn.data, `${what}, cut at change ${index} with changes missing`);
+    await look(torn.data, index + 1, `cut at change ${index} with changes missing`);
   }
 }
