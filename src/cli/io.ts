@@ -138,7 +138,8 @@ function faultText({ fault }: OptionError): string {
   return `option '${given}' is ambiguous; possibilities:${names}`;
 }
 
-function usage(program: string): string {
+function usage(tool: string): string {
+  const program = tool === "bdrv" ? "bdrv io" : tool;
   return `Usage: ${program} [OPTIONS]... [-c STRING]... [file]
 QEMU Disk exerciser
 

@@ -207,6 +207,13 @@ export const QCOW2_CASES = String.raw`
 -f qcow2 -c 'truncate 512k' -c length -c map -c 'truncate 3M' -c map -c 'truncate -m falloc 4M' -c map -c 'truncate -m full 5M' -c map -c 'truncate -m metadata 6M' -c map -c 'truncate 1' -c 'truncate 1000' -c length q.qcow2
 -f qcow2 -c 'write -P 7 0 1k' -c 'read -P 7 0 1k' -c 'read -P 5 1k 63k' -c map -c 'alloc 0 1M' -c 'alloc 0 64k' -c 'truncate 2M' -c length -c map -c 'read -P 0 1M 1M' over.qcow2
 -f qcow2 -c 'write -z 0 64k' -c 'write -zu 64k 64k' -c 'discard 128k 64k' -c 'read -P 0 0 192k' -c 'write -z 200k 1k' -c 'write -c -P 3 256k 64k' -c map over.qcow2
+-f qcow2 -C -c 'read 1k 1k' -c 'read 130k 1k' -c map -c info -c 'reopen -r' -c 'read 600k 1k' -c map over.qcow2
+-f qcow2 -C -c 'read 500k 200k' -c map -c 'read 2M 1' -c 'truncate 2M' -c 'read 1020k 8k' -c 'aio_read 1500k 4k' -c aio_flush -c 'readv 0 64k 1' -c map over.qcow2
+-f qcow2 -C -c 'write 64k 1k' -c 'read 0 192k' -c map over.qcow2
+-f qcow2 -C -c 'read 1k 1k' -c map q.qcow2
+-f qcow2 -C -c 'read 1k 1k' -c map -c 'read 255k 5k' -c map ext.qcow2
+-f qcow2 -C -r -c 'read 1k 1k' over.qcow2
+-c 'open -C over.qcow2' -c 'read 0 1' -c map -c close -c 'open -C -s over.qcow2' -c 'read 64k 64k' -c map
 -f qcow2 -r -c 'write 0 1' -c 'read 0 1' -c 'discard 0 64k' -c flush q.qcow2
 -c 'read 0 1k' -c info q.qcow2
 -c 'write 0 512' -c 'write 511 2' -c 'write -P 0 0 512' -c 'write -z 0 512' -c 'discard 0 512' -c 'write 512 512' -s q.qcow2

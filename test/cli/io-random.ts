@@ -5,8 +5,8 @@ import { type Random, random } from "../support/random.ts";
 /** What the image of a script is. */
 export interface ScriptImage {
   readonly bytes: number;
-  /** Compressed writes and the discard of clusters mean something. */
-  readonly isFormat: boolean;
+  /** Of a format, for which compressed writes and the discard of clusters mean something; undefined: raw. */
+  readonly clusterBytes?: number;
 }
 
 const KIB = 1024;
@@ -32,7 +32,8 @@ export function randomScript(seed: number, image: ScriptImage, count: number): s
 function randomCommand(rng: Random, image: ScriptImage): string {
   const range = () => randomRange(rng, image);
   const pattern = () => String(rng.below(4));
-  const kind = rng.below(image.isFormat ? 20 : 16);
+  const { bytes, clusterBytes } = image;
+  const kind = rng.below(clusterBytes === undefined ? 16 : 20);
   switch (kind) {
     case 0:
     case 1:
@@ -41,7 +42,7 @@ function randomCommand(rng: Random, image: ScriptImage): string {
     case 3:
       return `read -P ${pattern()} ${range()}`;
     case 4:
-      return `read -v ${size(rng, rng.below(image.bytes))} ${rng.below(100)}`;
+      return `read -v ${size(rng, rng.below(bytes))} ${rng.below(100)}`;
     case 5:
       return `write -z${rng.pick(["", "u", "n", "f", "uf", "q"])} ${range()}`;
     case 6:
@@ -59,31 +60,32 @@ function randomCommand(rng: Random, image: ScriptImage): string {
     case 12:
       return `write -s pattern ${range()}`;
     case 13:
-      return rng.chance(0.3) ? `truncate ${size(rng, sectors(rng, image.bytes * 1.2))}` : "map";
+      // Cut inside of a cluster, and grown again, qemu's image shows what was there; ours reads as zeroes.
+      return rng.chance(0.3) ? `truncate ${size(rng, units(rng, bytes * 1.2, clusterBytes ?? 512))}` : "map";
     case 14:
       return `read ${range()} ${rng.pick(["", "", "-q", "-C", "-x", "7"])}`.trim();
     case 15:
       return `aio_write -q -z${rng.pick(["", "u"])} ${range()}`;
     case 16:
-      return `write -c -P ${pattern()} ${size(rng, clusters(rng, image))} 64k`;
+      // One cluster: of several, all that begin are written, and how many begin before one fails is chance.
+      return `write -c -P ${pattern()} ${size(rng, units(rng, bytes, clusterBytes))} ${Math.min(clusterBytes ?? 0, bytes)}`;
     case 17:
-      return `discard ${size(rng, clusters(rng, image))} ${rng.pick(["64k", "128k"])}`;
+      return `discard ${size(rng, units(rng, bytes, 64 * KIB))} ${rng.pick(["64k", "128k"])}`;
     case 18:
-      return `write -zu ${size(rng, clusters(rng, image))} 64k`;
+      return `write -zu ${size(rng, units(rng, bytes, 64 * KIB))} 64k`;
     default:
-      return `write -P ${pattern()} ${size(rng, clusters(rng, image))} ${rng.pick(["64k", "192k"])}`;
+      return `write -P ${pattern()} ${size(rng, units(rng, bytes, 64 * KIB))} ${rng.pick(["64k", "192k"])}`;
   }
 }
 
 /** "OFFSET LENGTH", now and then beyond the end. */
 function randomRange(rng: Random, { bytes }: ScriptImage): string {
-  const offset = rng.chance(0.4) ? sectors(rng, bytes) : rng.below(bytes + 10);
-  const length = rng.chance(0.5) ? sectors(rng, 200 * KIB) : rng.below(200 * KIB);
+  const offset = rng.chance(0.4) ? units(rng, bytes) : rng.below(bytes + 10);
+  const length = rng.chance(0.5) ? units(rng, 200 * KIB) : rng.below(200 * KIB);
   return `${size(rng, offset)} ${size(rng, length)}`;
 }
 
-const sectors = (rng: Random, limit: number) => rng.below(limit / 512) * 512;
-const clusters = (rng: Random, { bytes }: ScriptImage) => rng.below(bytes / (64 * KIB)) * 64 * KIB;
+const units = (rng: Random, limit: number, unit = 512) => rng.below(limit / unit) * unit;
 
 /** A number as people write it. */
 function size(rng: Random, bytes: number): string {

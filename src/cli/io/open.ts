@@ -123,6 +123,7 @@ export async function openImage(
       request: flags.snapshot ? undefined : request,
       writethrough: flags.writethrough,
       holdsWrite: !flags.readOnly,
+      copyOnRead: flags.copyOnRead,
     };
   } catch (error) {
     context.report(error, what);
@@ -153,13 +154,9 @@ function checkAbilities({ aio, copyOnRead, direct, readOnly }: ImageFlags, optio
 }
 
 /** What shows only when the image is open; undefined: all is well. */
-function refusal(node: BlockNode, { copyOnRead, readOnly }: ImageFlags): string | undefined {
+function refusal(node: BlockNode, { readOnly }: ImageFlags): string | undefined {
   // By its options, where the command line did not say so.
   if (!readOnly && node.readOnly) return "Block node is read-only";
-  // Without a backing file there is nothing to copy.
-  const format = node.driver;
-  if (copyOnRead && format.kind === "format" && format.supportsBacking)
-    return `Copy-on-read is not supported for format '${format.formatName}'`;
   return undefined;
 }
 

@@ -55,11 +55,10 @@ export const read: IoCommand = {
     const wanted = parseRead(session, argv);
     const { offset, bytes } = wanted;
     const iov = needsContent(wanted) ? Buffer.alloc(bytes) : scratchVector(bytes);
-    const { signal } = session.context;
     return timedRead(session, "read", offset, iov, wanted, async () => {
       // No driver keeps VM state yet.
       if (wanted.vmState) throw new BlockError("ENOTSUP");
-      await session.backend.readInto(offset, iov, { signal });
+      await session.readInto(offset, iov);
     });
   },
 };
@@ -86,10 +85,7 @@ export const readv: IoCommand = {
   async run(session, argv) {
     const parsed = parseVectorRead(session, argv, "CP:qv");
     const { offset, iov } = parsed;
-    const { signal } = session.context;
-    return timedRead(session, "readv", offset, iov, parsed.options, () =>
-      session.backend.readInto(offset, iov, { signal }),
-    );
+    return timedRead(session, "readv", offset, iov, parsed.options, () => session.readInto(offset, iov));
   },
 };
 
@@ -130,10 +126,10 @@ export const aioRead: IoCommand = {
 
 async function asynchronousRead(session: IoSession, parsed: ParsedVectorRead): Promise<AioOutcome> {
   const { offset, iov, options } = parsed;
-  const { stdout, signal } = session.context;
+  const { stdout } = session.context;
   const start = now();
   try {
-    await session.backend.readInto(offset, iov, { signal });
+    await session.readInto(offset, iov);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     return { failed: true, print: () => stdout.write(`readv failed: ${error.message}\n`) };

@@ -36,6 +36,8 @@ export async function changeImage(
     noFlush: takeBool(changes, "cache.no-flush") ?? cache?.noFlush ?? node.flags.noFlush,
   };
   dropUnchanged(node, changes);
+  if (flags.readOnly && image.copyOnRead)
+    throw new BlockError("EINVAL", `Can't set node '${node.nodeName}' to r/o with copy-on-read enabled`);
   if (readOnly) image.holdsWrite = false;
   if (flags.readOnly && image.holdsWrite)
     throw new BlockError("EPERM", `Read-only block node '${node.nodeName}' cannot support read-write users`);

@@ -2,10 +2,12 @@
 
 import type { BlockBackend } from "../../block/backend.ts";
 import { BlockError } from "../../block/errors.ts";
+import { type IoVector, iovLength } from "../../block/iov.ts";
 import type { OpenRequest } from "../../block/open.ts";
 import type { CliContext } from "../command.ts";
 import { AioQueue } from "./aio.ts";
 import type { IoCommand } from "./command.ts";
+import { copyOnRead } from "./copy-on-read.ts";
 
 /** @qemu qemuio_blk */
 export interface OpenedImage {
@@ -16,6 +18,8 @@ export interface OpenedImage {
   writethrough: boolean;
   /** Something has asked to write, and has not been told since that it can't. */
   holdsWrite: boolean;
+  /** `-C`: what is read from a backing file stays in the image. */
+  readonly copyOnRead: boolean;
 }
 
 export class IoSession {
@@ -47,6 +51,14 @@ export class IoSession {
     return this.opened.backend;
   }
 
+  /** A read request of a command. */
+  async readInto(offset: number, iov: IoVector): Promise<void> {
+    const { backend, copyOnRead: copies } = this.opened;
+    const { signal } = this.context;
+    await backend.readInto(offset, iov, { signal });
+    if (copies) await backend.run((co) => copyOnRead(co, backend.node, offset, iovLength(iov)), signal);
+  }
+
   findCommand(name: string): IoCommand | undefined {
     return this.commands.find((command) => command.name === name || command.alias === name);
   }
@@ -55,7 +67,8 @@ export class IoSession {
   async close(): Promise<void> {
     const { image } = this;
     if (!image) return;
-    await this.aio.drain();
+    // After a signal nobody waits for requests: they end by the same signal.
+    if (!this.context.signal.aborted) await this.aio.drain();
     this.image = undefined;
     try {
       await image.backend.close();
