@@ -104,6 +104,9 @@ export const PROBE_BYTES = 512;
 /** Longer chains are refused: names that differ may still lead in a circle. */
 const MAX_CHAIN_LENGTH = 1000;
 
+/** Characters of a node name. */
+const MAX_NODE_NAME = 31;
+
 let namesMade = 0;
 
 /** Opens a node; the caller gets the only reference to it. */
@@ -390,10 +393,12 @@ function makeNode(
 ): BlockNode {
   const { context } = caller;
   const given = takeString(options, "node-name");
-  if (given !== undefined && !/^[A-Za-z][A-Za-z0-9._-]{0,30}$/.test(given))
+  if (given !== undefined && !/^[A-Za-z][A-Za-z0-9._-]*$/.test(given))
     throw new BlockError("EINVAL", `Invalid node-name: '${given}'`);
   if (given !== undefined && context.nodes.has(given))
     throw new BlockError("EINVAL", `Duplicate nodes with node-name='${given}'`);
+  if (given !== undefined && given.length > MAX_NODE_NAME)
+    throw new BlockError("EINVAL", "Node name too long");
   const name = given ?? `#block${String(namesMade++).padStart(3, "0")}`;
   const ownOptions: Options = new Map();
   for (const [key, spec] of Object.entries(driver.options)) {
