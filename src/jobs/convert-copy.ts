@@ -6,10 +6,10 @@
 import type { BlockBackend } from "../block/backend.ts";
 import { BlockError, strerror, toBlockError } from "../block/errors.ts";
 import type { BlockNode } from "../block/node.ts";
-import { alignDown, KiB, MiB, SECTOR_SIZE } from "../block/units.ts";
+import { alignDown, alignUp, KiB, MiB, SECTOR_SIZE } from "../block/units.ts";
 import { CopyPlan, type Piece, type PlanOptions, QEMU_PIECE_BYTES, SourceList } from "./convert-plan.ts";
 import { Breather, Limiter, Throttle, Turnstile } from "./convert-queue.ts";
-import { findRuns, type Run, type SparseRule, sparseRule } from "./convert-zeroes.ts";
+import { findRuns, joinSmallHoles, type Run, type SparseRule, sparseRule } from "./convert-zeroes.ts";
 
 /** How an image is copied. */
 export interface CopyOptions {
@@ -24,7 +24,7 @@ export interface CopyOptions {
   readonly targetIsZero?: boolean | undefined;
   /** What the source leaves to its backing file is left to the target's, which must read the same.  @qemu -B */
   readonly keepBacking?: boolean | undefined;
-  /** Pieces of up to 1 MiB that are under way at once (compressing: clusters); 1 to 16. */
+  /** Pieces of up to 4 MiB that are under way at once (compressing: clusters); 1 to 16. Default: 4. */
   readonly parallel?: number | undefined;
   /** Writes need not be issued in guest order. */
   readonly outOfOrder?: boolean | undefined;
@@ -45,6 +45,19 @@ export const MAX_PARALLEL = 16;
 const DEFAULT_SPARSE_BYTES = 4 * KiB;
 /** Four keep two cores busy; more only wait for each other (PERFORMANCE.md). */
 const DEFAULT_PARALLEL = 4;
+/**
+ * A piece that is only copied: each costs 0.3 ms of turns through the thread pool, so that 4 MiB take 20 % less
+ * processor time than 1 MiB. Where many are under way, memory counts for more.
+ */
+const COPY_PIECE_BYTES = 4 * MiB;
+const COPY_PIECE_BYTES_OF_MANY = 2 * MiB;
+/**
+ * A longer write goes over several parts of a target's tables, and is not allocated at one go: the next one would
+ * have to wait for it, to keep the order.
+ */
+const CLUSTERS_AT_ONCE = 256;
+/** A piece that is compressed: that is what takes its time. */
+const COMPRESS_PIECE_BYTES = MiB;
 
 /**
  * Makes `target` read as `sources` read, one behind the other. The target must be at least as long as all of them;
@@ -75,29 +88,37 @@ interface Rules {
   readonly alignmentBytes: number;
   readonly pieceBytes: number;
   readonly sparse: SparseRule;
+  /** The target's cluster; 0: it has none. */
+  readonly clusterBytes: number;
+  /** What the target allocates at least: a cluster or subcluster. */
+  readonly allocationBytes: number;
   readonly backingEnd: number;
   readonly parallel: number;
 }
 
 async function rulesFor(target: BlockBackend, options: CopyOptions): Promise<Rules> {
   const { compress = false, sparseBytes = DEFAULT_SPARSE_BYTES } = options;
-  const { clusterBytes, backingBytes } = await target.run(async (co) => ({
-    clusterBytes: (await target.node.ops.getInfo?.(co))?.clusterSize ?? 0,
-    backingBytes: await baseNode(target.node).cow?.node.getLength(co),
-  }));
+  const { info, backingBytes } = await target.run(async (co) => {
+    const node = baseNode(target.node);
+    return { info: await node.ops.getInfo?.(co), backingBytes: await node.cow?.node.getLength(co) };
+  });
+  const clusterBytes = info?.clusterSize ?? 0;
   // A filter that compresses tells its cluster as its alignment.
   const alignmentBytes = Math.max(target.node.limits.requestAlignment, compress ? clusterBytes : 1);
-  const basicPiece = sparseBytes > MiB ? QEMU_PIECE_BYTES : MiB;
+  const parallel = Math.min(options.parallel ?? DEFAULT_PARALLEL, MAX_PARALLEL);
+  const copyPiece = parallel > 8 ? COPY_PIECE_BYTES_OF_MANY : COPY_PIECE_BYTES;
+  const tableBytes = clusterBytes > 0 ? clusterBytes * CLUSTERS_AT_ONCE : Number.POSITIVE_INFINITY;
+  const basicPiece = compress ? COMPRESS_PIECE_BYTES : Math.min(copyPiece, Math.max(tableBytes, MiB));
   return {
     alignmentBytes,
     pieceBytes: Math.max(basicPiece, alignmentBytes),
     // A cluster is compressed as a whole, so smaller zeroes gain nothing, and larger ones are not waited for.
-    sparse: compress
-      ? sparseRule(Math.min(sparseBytes, alignmentBytes), alignmentBytes)
-      : sparseRule(Math.min(sparseBytes, basicPiece), alignmentBytes),
+    sparse: sparseRule(Math.min(sparseBytes, compress ? alignmentBytes : QEMU_PIECE_BYTES), alignmentBytes),
+    clusterBytes,
+    allocationBytes: info?.subclusterSize || clusterBytes,
     // Where that end counts for nothing, it is never reached.
     backingEnd: (options.targetIsZero && backingBytes) || Number.POSITIVE_INFINITY,
-    parallel: Math.min(options.parallel ?? DEFAULT_PARALLEL, MAX_PARALLEL),
+    parallel,
   };
 }
 
@@ -120,6 +141,8 @@ class Copier {
   readonly #breather: Breather;
   /** The end of the queue of those who want the plan's next piece. */
   #planned: Promise<unknown> = Promise.resolve();
+  /** Guest offset behind the clusters that have been written so far. */
+  #clustersEnd = 0;
   #failed = false;
   #failure: unknown;
   #doneBytes = 0;
@@ -133,9 +156,8 @@ class Copier {
     const { compress = false, outOfOrder = false, bytesPerSecond, signal } = options;
     this.#breather = new Breather(signal);
     this.#plan = new CopyPlan(source, this.#planOptions());
-    // In order, one write after the other: what they allocate must not depend on which of them was quicker.
-    if (compress) this.#writes = new Limiter(rules.parallel);
-    else this.#writes = new Limiter(outOfOrder ? rules.parallel : 1);
+    const isPiecemeal = rules.clusterBytes > 0 && rules.clusterBytes * CLUSTERS_AT_ONCE < rules.pieceBytes;
+    this.#writes = new Limiter(isPiecemeal && !compress && !outOfOrder ? 1 : rules.parallel);
     if (bytesPerSecond) this.#throttle = new Throttle(bytesPerSecond);
   }
 
@@ -209,16 +231,18 @@ class Copier {
     }
   }
 
-  /** The offset that an error names: compressing, qemu-img reads cluster by cluster. */
+  /** The offset that an error names: that of the first of qemu-img's own pieces that can't be read. */
   async #firstUnreadable(piece: Piece, data: Uint8Array): Promise<number> {
     const { compress = false, signal } = this.#options;
-    if (!compress) return piece.reportOffset;
-    const { alignmentBytes } = this.#rules;
-    for (let from = 0; from < data.length; from += alignmentBytes) {
+    const step = compress ? this.#rules.alignmentBytes : QEMU_PIECE_BYTES;
+    const stop = piece.offset + data.length;
+    for (let start = compress ? piece.offset : piece.reportOffset; start < stop; start += step) {
+      const from = Math.max(start, piece.offset) - piece.offset;
+      const part = data.subarray(from, start + step - piece.offset);
       try {
-        await this.#source.readInto(piece.offset + from, data.subarray(from, from + alignmentBytes), signal);
+        await this.#source.readInto(piece.offset + from, part, signal);
       } catch {
-        return piece.offset + from;
+        return start;
       }
     }
     return piece.reportOffset;
@@ -260,7 +284,8 @@ class Copier {
     try {
       if (data) {
         const runs = findRuns(data, piece.offset, this.#rules.sparse);
-        for (const run of runs) await this.#issueRun(piece, data, run, ends);
+        for (const run of joinSmallHoles(runs, piece.offset, this.#rules.allocationBytes))
+          await this.#issueRun(piece, data, run, ends);
       } else await this.#issueZeroes(piece.offset, piece.bytes, piece.reportOffset, ends);
       if (!outOfOrder) this.#turns.leave(piece.index);
     } finally {
@@ -277,16 +302,28 @@ class Copier {
         await this.#issueZeroes(offset, end - start, piece.reportOffset, ends);
       return;
     }
+    await this.#keepClustersInOrder(offset, piece.offset + end);
     // Each cluster by itself, so that several are compressed at once.
     const step = compress ? this.#rules.alignmentBytes : end - start;
     for (let from = start; from < end; from += step) {
       const part = data.subarray(from, Math.min(from + step, end));
       const at = piece.offset + from;
-      const reportOffset = compress ? at : piece.reportOffset;
+      const reportOffset = compress ? at : at - ((at - piece.reportOffset) % QEMU_PIECE_BYTES);
       await this.#issue(part.length, reportOffset, ends, () =>
         this.#target.write(at, part, { compressed: compress, signal: this.#options.signal }),
       );
     }
+  }
+
+  /**
+   * What clusters a target allocates follows from the order in which writes are issued, unless two of them meet in
+   * one cluster: then the second waits, and is overtaken.
+   */
+  async #keepClustersInOrder(start: number, end: number): Promise<void> {
+    const { clusterBytes } = this.#rules;
+    if (clusterBytes === 0 || this.#options.outOfOrder) return;
+    if (alignDown(start, clusterBytes) < this.#clustersEnd) await this.#writes.idle();
+    this.#clustersEnd = alignUp(end, clusterBytes);
   }
 
   async #issueZeroes(
@@ -295,9 +332,9 @@ class Copier {
     reportOffset: number,
     ends: Promise<void>[],
   ): Promise<void> {
-    const { compress = false, outOfOrder = false, signal } = this.#options;
-    // The tables that it makes and those of clusters that are still being compressed must not change places.
-    const alone = compress && !outOfOrder;
+    const { outOfOrder = false, signal } = this.#options;
+    // The tables that it makes must not change places with those of writes that are under way.
+    const alone = this.#rules.clusterBytes > 0 && !outOfOrder;
     if (alone) await this.#writes.idle();
     await this.#issue(bytes, reportOffset, ends, () =>
       this.#target.writeZeroes(offset, bytes, { mayUnmap: true, signal }),

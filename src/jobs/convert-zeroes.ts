@@ -1,6 +1,6 @@
 /** Finds the runs of zeroes in a buffer of guest data, on the rules of `convert -S`.  @qemu is_allocated_sectors_min */
 
-import { KiB } from "../block/units.ts";
+import { alignUp, KiB } from "../block/units.ts";
 
 /** The bytes [start, end) of the buffer are worth a hole, or must be written. */
 export interface Run {
@@ -46,6 +46,21 @@ export function findRuns(buffer: Uint8Array, offset: number, { unitBytes, minByt
   }
   if (start < buffer.length) pushRun(runs, { start, end: buffer.length, zero });
   return runs;
+}
+
+/**
+ * The same runs without the holes in which no whole unit of `unitBytes` lies: where the target allocates by such
+ * units, a hole saves no space there and costs a request. `unitBytes` 0: all stay.
+ */
+export function joinSmallHoles(runs: readonly Run[], offset: number, unitBytes: number): readonly Run[] {
+  if (unitBytes === 0 || runs.length < 3) return runs;
+  const joined: Run[] = [];
+  for (const [index, run] of runs.entries()) {
+    const isOuter = index === 0 || index === runs.length - 1;
+    const holdsUnit = alignUp(offset + run.start, unitBytes) + unitBytes <= offset + run.end;
+    pushRun(joined, { ...run, zero: run.zero && (isOuter || holdsUnit) });
+  }
+  return joined;
 }
 
 /** Adds a run, joined with the one before it where both come to be data. */

@@ -268,10 +268,20 @@ describe("convert and qcow2", { skip: missingTool }, () => {
   });
 
   it("gives the same file every time, compressed or not", async () => {
-    for (const options of ["", "-c", "-c -o compression_type=zstd"]) {
+    for (const options of [
+      "",
+      "-o cluster_size=512",
+      "-o cluster_size=4k",
+      "-n",
+      "-c",
+      "-c -o compression_type=zstd",
+      "-c -o cluster_size=4k",
+    ]) {
       const digests = new Set<string>();
-      for (let round = 0; round < 3; round++) {
-        await runOurs(words(`convert -f raw -O qcow2 ${options} mixed.raw same.qcow2`), directory);
+      for (let round = 0; round < 2; round++) {
+        if (options === "-n") mustRun("qemu-img", ["create", "-q", "-f", "qcow2", file("same.qcow2"), "20M"]);
+        const sources = "mixed.raw odd.raw mixed.raw base.raw mixed.raw";
+        await runOurs(words(`convert -f raw -O qcow2 ${options} ${sources} same.qcow2`), directory);
         digests.add(fs.readFileSync(file("same.qcow2")).toString("base64"));
       }
       assert.equal(digests.size, 1, `convert ${options}`);

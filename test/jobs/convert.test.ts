@@ -130,16 +130,12 @@ describe("copying between backends", () => {
     const { target, copy } = await memoryPair(t, 2 * MiB + 512, [[0, MiB]]);
     await copy({ sparseBytes: 0, targetIsZero: true });
     assert.deepEqual(target.ranges("pwriteZeroes"), []);
-    assert.deepEqual(target.ranges("pwrite"), [
-      [0, MiB],
-      [MiB, MiB],
-      [2 * MiB, 512],
-    ]);
+    assert.deepEqual(target.ranges("pwrite"), [[0, 2 * MiB + 512]]);
     assert.ok(target.data.every((byte) => byte === 0));
   });
 
   it("issues writes in guest order though reads end in any", async (t) => {
-    const { source, target, copy } = await memoryPair(t, 16 * MiB);
+    const { source, target, copy } = await memoryPair(t, 64 * MiB);
     source.data.fill(9);
     const dice = random(5);
     source.hook = async (op) => {
@@ -156,7 +152,7 @@ describe("copying between backends", () => {
   });
 
   it("need not keep the order when told so", async (t) => {
-    const { source, target, copy } = await memoryPair(t, 4 * MiB);
+    const { source, target, copy } = await memoryPair(t, 16 * MiB);
     source.data.fill(9);
     const first = gate();
     source.hook = async (op, _co, offset) => {
@@ -171,7 +167,7 @@ describe("copying between backends", () => {
   });
 
   it("has no more under way than it was told", async (t) => {
-    const { source, target, copy } = await memoryPair(t, 24 * MiB);
+    const { source, target, copy } = await memoryPair(t, 48 * MiB);
     source.data.fill(9);
     const most = { reads: 0, writes: 0 };
     const now = { reads: 0, writes: 0 };
@@ -190,7 +186,7 @@ describe("copying between backends", () => {
 
   it("joins sources of odd lengths, in the middle of pieces", async (t) => {
     const dice = random(8);
-    const parts = [512, MiB - 512, 3 * 512, 2 * MiB + 512, 0, 512].map((bytes) => dice.bytes(bytes));
+    const parts = [512, MiB - 512, 3 * 512, 5 * MiB + 512, 0, 512].map((bytes) => dice.bytes(bytes));
     const dir = tempDir(t);
     const sources = await Promise.all(
       parts.map((bytes, index) => {
@@ -225,27 +221,27 @@ describe("copying between backends", () => {
   });
 
   it("says where reading and writing failed, and waits for what is under way", async (t) => {
-    const { source, target, copy } = await memoryPair(t, 12 * MiB);
+    const { source, target, copy } = await memoryPair(t, 40 * MiB);
     source.data.fill(5);
     let under = 0;
     target.hook = async (op, _co, offset) => {
       if (op !== "pwrite") return;
       under++;
-      await sleep(offset === 2 * MiB ? 1 : 10);
+      await sleep(offset === 8 * MiB ? 1 : 10);
       under--;
-      if (offset === 2 * MiB) throw new BlockError("ENOSPC");
+      if (offset === 8 * MiB) throw new BlockError("ENOSPC");
     };
     await assert.rejects(copy(), {
-      message: `error while writing at byte ${2 * MiB}: No space left on device`,
+      message: `error while writing at byte ${8 * MiB}: No space left on device`,
       errno: "ENOSPC",
     });
     assert.equal(under, 0);
     target.hook = () => {};
-    source.hook = (op, _co, offset) => {
-      if (op === "pread" && offset === 5 * MiB) throw new BlockError("EIO");
+    source.hook = (op, _co, offset, bytes) => {
+      if (op === "pread" && offset <= 15 * MiB && 15 * MiB < offset + bytes) throw new BlockError("EIO");
     };
     // Named is the start of what qemu-img would have read at once: 2 MiB.
-    await assert.rejects(copy(), { message: `error while reading at byte ${4 * MiB}: Input/output error` });
+    await assert.rejects(copy(), { message: `error while reading at byte ${14 * MiB}: Input/output error` });
   });
 
   it("saves what can be read, sector by sector", async (t) => {
@@ -268,41 +264,41 @@ describe("copying between backends", () => {
   });
 
   it("ends by its signal, with requests under way and without", async (t) => {
-    const { source, target, copy } = await memoryPair(t, 64 * MiB, [[32 * MiB, 64 * MiB]]);
-    source.data.fill(5, 0, 32 * MiB);
+    const { source, target, copy } = await memoryPair(t, 96 * MiB, [[64 * MiB, 96 * MiB]]);
+    source.data.fill(5, 0, 64 * MiB);
     const abort = new AbortController();
     target.hook = (op, _co, offset) => {
-      if (op === "pwrite" && offset === 4 * MiB) abort.abort(new Error("enough"));
+      if (op === "pwrite" && offset === 8 * MiB) abort.abort(new Error("enough"));
     };
     await assert.rejects(copy({ signal: abort.signal }), { message: "enough" });
-    assert.ok(target.ranges("pwrite").length < 16);
+    assert.ok(target.ranges("pwrite").length < 12);
     await assert.rejects(copy({ signal: AbortSignal.abort(new Error("at once")) }), { message: "at once" });
   });
 
   it("tells how far it is, up to all of it", async (t) => {
-    const { source, copy } = await memoryPair(t, 8 * MiB, [[2 * MiB, 5 * MiB]]);
+    const { source, copy } = await memoryPair(t, 32 * MiB, [[8 * MiB, 20 * MiB]]);
     source.data.fill(5);
     const told: (readonly [number, number])[] = [];
     const onProgress = (done: number, total: number) => told.push([done, total]);
     await copy({ targetIsZero: true, onProgress });
-    assert.deepEqual(told.at(-1), [5 * MiB, 5 * MiB]);
+    assert.deepEqual(told.at(-1), [20 * MiB, 20 * MiB]);
     assert.equal(told.length, 5);
     told.length = 0;
     await copy({ onProgress });
-    assert.deepEqual(told.at(-1), [8 * MiB, 8 * MiB]);
+    assert.deepEqual(told.at(-1), [32 * MiB, 32 * MiB]);
   });
 
   it("holds a rate", async (t) => {
-    const { source, copy } = await memoryPair(t, 4 * MiB);
+    const { source, copy } = await memoryPair(t, 16 * MiB);
     source.data.fill(5);
     const start = performance.now();
-    await copy({ bytesPerSecond: 8 * MiB });
-    // 4 MiB take half a second, less the last piece and what may go ahead of its time.
+    await copy({ bytesPerSecond: 32 * MiB });
+    // 16 MiB take half a second, less the last piece and what may go ahead of its time.
     assert.ok(performance.now() - start >= 200);
   });
 
   it("ends by its signal while the rate makes it wait", async (t) => {
-    const { source, copy } = await memoryPair(t, 4 * MiB);
+    const { source, copy } = await memoryPair(t, 16 * MiB);
     source.data.fill(5);
     const abort = new AbortController();
     setTimeout(() => abort.abort(new Error("tired")), 20);
