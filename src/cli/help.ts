@@ -65,7 +65,7 @@ function describeAll(): Argv {
   let parser = base().usage("$0 COMMAND ...\n\nDisk images: describe, create, convert, compare, check.");
   for (const command of commands)
     parser = parser.command(
-      `${command.name} ${command.operands.split(" ").map(yargsOperand).join(" ")}`,
+      [command.name, ...command.operands.split(" ").flatMap(yargsOperand)].join(" "),
       command.summary,
       (sub) => withOptions(sub, command),
       () => {},
@@ -83,9 +83,9 @@ function describe(command: Command): Argv {
   return withOptions(parser, command);
 }
 
-/** yargs marks what must be given by <>, and what may by []. */
-function yargsOperand(word: string): string {
-  return word.startsWith("[") || word.endsWith("]") ? "" : `<${word}>`;
+/** yargs marks what must be given by <>; what may be given stands in the command's own help. */
+function yargsOperand(word: string): string[] {
+  return word.startsWith("[") || word.endsWith("]") ? [] : [`<${word}>`];
 }
 
 function base(): Argv {

@@ -77,12 +77,13 @@ async function printJson(
   start: number,
   { stdout }: CliContext,
 ): Promise<void> {
-  let separator = "[";
+  stdout.write("[");
+  let separator = "";
   for await (const entry of entries) {
     stdout.write(separator + jsonLine(entry));
     separator = ",\n";
   }
-  if (separator === "[") stdout.write(separator + jsonLine({ ...NOTHING, start }));
+  if (separator === "") stdout.write(jsonLine({ ...NOTHING, start }));
   stdout.write("]\n");
 }
 

@@ -1,7 +1,10 @@
 /** The commands that only read (info, map, compare, check) and the frame's own errors, beside qemu-img's. */
 
+import assert from "node:assert/strict";
+import fs from "node:fs";
+import path from "node:path";
 import { after, before, describe, it } from "node:test";
-import { Fixture, missingTool, words } from "./differential.ts";
+import { Fixture, missingTool, runOurs, words } from "./differential.ts";
 import { makeQcow2Images, makeRawImages } from "./images.ts";
 
 const FRAME = String.raw`
@@ -357,6 +360,22 @@ check --image-opts driver=compress,file.driver=qcow2,file.file.filename=sound.qc
 check --image-opts driver=raw,file.driver=qcow2,file.file.filename=sound.qcow2
 `;
 
+/** Files that fail, by blkdebug. */
+const FAULTS = String.raw`
+compare 'json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"base.raw"},"inject-error":[{"event":"none","iotype":"read","errno":5}]}}' base.raw
+compare base.raw 'json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"base.raw"},"inject-error":[{"event":"none","iotype":"read","errno":28,"sector":2049}]}}'
+compare far.raw 'json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"late.raw"},"inject-error":[{"event":"none","iotype":"read"}]}}'
+compare empty.raw 'json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"base.raw"},"inject-error":[{"event":"none","iotype":"read"}]}}'
+compare base.raw 'json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"base.raw"},"inject-error":[{"event":"none","iotype":"block-status"}]}}'
+compare 'json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"base.raw"},"inject-error":[{"event":"none","iotype":"block-status"}]}}' base.raw
+map 'json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"base.raw"},"inject-error":[{"event":"none","iotype":"block-status"}]}}'
+map --output=json 'json:{"driver":"raw","file":{"driver":"blkdebug","image":{"driver":"file","filename":"base.raw"},"inject-error":[{"event":"none","iotype":"block-status"}]}}'
+info 'json:{"driver":"qcow2","file":{"driver":"blkdebug","image":{"driver":"file","filename":"top.qcow2"},"inject-error":[{"event":"none","iotype":"read"}]}}'
+check 'json:{"driver":"qcow2","file":{"driver":"blkdebug","image":{"driver":"file","filename":"sound.qcow2"},"inject-error":[{"event":"l2_load"}]}}'
+check 'json:{"driver":"qcow2","file":{"driver":"blkdebug","image":{"driver":"file","filename":"sound.qcow2"},"inject-error":[{"event":"refblock_load"}]}}'
+check --output=json 'json:{"driver":"qcow2","file":{"driver":"blkdebug","image":{"driver":"file","filename":"sound.qcow2"},"inject-error":[{"event":"none","iotype":"read","sector":512}]}}'
+`;
+
 const lines = (text: string) => text.split("\n").slice(1, -1);
 
 describe("commands that read", { skip: missingTool }, () => {
@@ -369,8 +388,40 @@ describe("commands that read", { skip: missingTool }, () => {
   });
   after(() => fixture.remove());
 
-  for (const [title, text] of Object.entries({ FRAME, RAW, QCOW2 }))
+  for (const [title, text] of Object.entries({ FRAME, RAW, QCOW2, FAULTS }))
     describe(title.toLowerCase(), () => {
       for (const line of lines(text)) it(line, () => fixture.sameOutput(words(line)));
     });
+
+  // There qemu-img opens one file after the other, until it runs out of memory.
+  it("refuses a backing chain that leads back to itself", async () => {
+    const directory = fixture.copy();
+    for (const line of ["map loop.qcow2", "map loop-b.qcow2", "compare loop-a.qcow2 empty.qcow2"]) {
+      const { stdout, stderr, exitCode } = await runOurs(words(line), directory);
+      assert.equal(stdout, line.startsWith("map") ? "" : stdout);
+      assert.match(stderr, /^qemu-img: Could not open '.*Backing file '.*' creates an infinite loop\.\n$/);
+      assert.equal(exitCode, line.startsWith("map") ? 1 : 2);
+    }
+  });
+
+  it("refuses to repair, and leaves the image as it is", async () => {
+    const directory = fixture.copy();
+    const image = path.join(directory, "both.qcow2");
+    const before = fs.readFileSync(image);
+    for (const what of ["leaks", "all"]) {
+      const { stderr, exitCode } = await runOurs(["check", "-r", what, "both.qcow2"], directory);
+      assert.match(stderr, /^qemu-img: Repairing 'both\.qcow2' is not supported yet/);
+      assert.equal(exitCode, 1);
+      assert.deepEqual(fs.readFileSync(image), before);
+    }
+  });
+
+  it("accepts --trace in silence", async () => {
+    const { stdout, stderr, exitCode } = await runOurs(
+      ["-T", "enable=bdrv_open", "info", "base.raw"],
+      fixture.copy(),
+    );
+    assert.match(stdout, /^image: base\.raw\n/);
+    assert.deepEqual({ stderr, exitCode }, { stderr: "", exitCode: 0 });
+  });
 });
