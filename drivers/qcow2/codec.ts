@@ -8,9 +8,8 @@
  */
 
 import { createRequire } from "node:module";
-import zlib from "node:zlib";
 import { BlockError } from "../../src/block/errors.ts";
-import { type Inflater, openInflater } from "./inflate.ts";
+import { type Inflater, openInflater, zlib } from "./inflate.ts";
 import type { CompressionType } from "./state.ts";
 import { openZstd, type Zstd } from "./zstd.ts";
 
@@ -94,10 +93,10 @@ function inflateAsync(input: Uint8Array, outputBytes: number): Promise<Uint8Arra
   const options = {
     chunkSize: Math.max(outputBytes, 64),
     maxOutputLength: outputBytes,
-    finishFlush: zlib.constants.Z_SYNC_FLUSH,
+    finishFlush: zlib().constants.Z_SYNC_FLUSH,
   };
   return new Promise((resolve) => {
-    zlib.inflateRaw(input, options, (error, output) => resolve(error ? undefined : output));
+    zlib().inflateRaw(input, options, (error, output) => resolve(error ? undefined : output));
   });
 }
 
@@ -105,7 +104,7 @@ function inflateAsync(input: Uint8Array, outputBytes: number): Promise<Uint8Arra
 function deflateAsync(input: Uint8Array): Promise<Uint8Array> {
   const options = { windowBits: 12, memLevel: 9, chunkSize: Math.max(input.length, 64) };
   return new Promise((resolve, reject) => {
-    zlib.deflateRaw(input, options, (error, output) =>
+    zlib().deflateRaw(input, options, (error, output) =>
       error ? reject(new BlockError("EIO", undefined, { cause: error })) : resolve(output),
     );
   });

@@ -9,6 +9,7 @@ import { BlockError } from "../../src/block/errors.ts";
 import { divideRoundUp, isAligned } from "../../src/block/units.ts";
 import { readExtensions, textOf, unsupportedFeatureNames } from "./header-extensions.ts";
 import {
+  Autoclear,
   BitmapsExtension,
   type BitmapsRecord,
   ExtensionHeader,
@@ -332,7 +333,7 @@ function featureNameTable(): Uint8Array {
 }
 
 /** Writes the header cluster anew from the state: one write, so that it is there as a whole or not at all. */
-export async function updateHeader(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+async function updateHeader(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
   const { node } = state;
   const cluster = serializeHeader({
     ...state,
@@ -341,4 +342,25 @@ export async function updateHeader(co: Coroutine<"read">, state: Qcow2State): Pr
     backingFormat: node.backingFormat,
   });
   await state.file.pwrite(co, 0, cluster);
+}
+
+/** What the image says of its backing file; the file that is open as such stays.  @qemu qcow2_change_backing_file */
+export async function changeBackingFile(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  backingFile: string | undefined,
+  backingFormat: string | undefined,
+): Promise<void> {
+  const { node } = state;
+  if (backingFile && (state.autoclearFeatures & Autoclear.DataFileRaw) !== 0n) throw new BlockError("EINVAL");
+  if (Buffer.byteLength(backingFile ?? "") > MAX_BACKING_NAME_BYTES) throw new BlockError("EINVAL");
+  const before = [node.backingFilename, node.backingFormat] as const;
+  node.backingFilename = backingFile || undefined;
+  node.backingFormat = backingFormat || undefined;
+  try {
+    await updateHeader(co, state);
+  } catch (error) {
+    [node.backingFilename, node.backingFormat] = before;
+    throw error;
+  }
 }

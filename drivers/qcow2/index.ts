@@ -9,6 +9,7 @@ import { pwriteCompressed } from "./compressed.ts";
 import { writeIncompatible } from "./corruption.ts";
 import { create } from "./create.ts";
 import { type CreateOptions, createOptions } from "./create-options.ts";
+import { changeBackingFile } from "./header.ts";
 import { specificInfo } from "./info.ts";
 import { Incompatible, QCOW2_MAGIC } from "./layout.ts";
 import { l2Coverage } from "./mapping.ts";
@@ -93,6 +94,7 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
       await state.lock.run(() => loadSnapshot(co, state, wanted));
       state.metadataIndex = undefined;
     },
+    changeBackingFile: (co, name, format) => state.lock.run(() => changeBackingFile(co, state, name, format)),
     async reopen(co, readOnly) {
       if (readOnly) await graphRdlock(co, (reader) => state.lock.run(() => settle(reader, state)));
       else checkWritable(state);

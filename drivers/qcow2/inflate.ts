@@ -7,7 +7,8 @@
  * serves the first reads of a process, and node's handle goes on from there.
  */
 
-import zlib from "node:zlib";
+/** Loaded when it is needed: that takes 2 ms, which a command that only looks at an image does without. */
+export const zlib = () => process.getBuiltinModule("node:zlib");
 
 export interface Inflater {
   /** Which one the next cluster goes through. */
@@ -80,8 +81,8 @@ interface InflateInternals {
 
 /** Node's own stream, kept and reset; where a version of node has other internals, a new one each time. */
 function nodeInflater(): Inflater["inflate"] {
-  const { Z_SYNC_FLUSH } = zlib.constants;
-  const { _handle: handle, _writeState: state } = zlib.createInflateRaw() as unknown as InflateInternals;
+  const { Z_SYNC_FLUSH } = zlib().constants;
+  const { _handle: handle, _writeState: state } = zlib().createInflateRaw() as unknown as InflateInternals;
   if (typeof handle?.writeSync !== "function" || typeof handle.reset !== "function" || !state)
     return inflateRawSync;
   let failed = false;
@@ -100,9 +101,9 @@ function nodeInflater(): Inflater["inflate"] {
 
 /** In pieces, since `inflateRawSync` throws away what it has when there is more than it may give. */
 function inflateRawSync(input: Uint8Array, outputBytes: number): Uint8Array | undefined {
-  const options = { finishFlush: zlib.constants.Z_SYNC_FLUSH, chunkSize: Math.max(outputBytes, 64) };
+  const options = { finishFlush: zlib().constants.Z_SYNC_FLUSH, chunkSize: Math.max(outputBytes, 64) };
   try {
-    return cut(zlib.inflateRawSync(input, { ...options, maxOutputLength: 2 * outputBytes }), outputBytes);
+    return cut(zlib().inflateRawSync(input, { ...options, maxOutputLength: 2 * outputBytes }), outputBytes);
   } catch {
     return undefined;
   }

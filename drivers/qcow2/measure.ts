@@ -12,7 +12,7 @@ type Source = NonNullable<MeasureRequest<CreateOptions>["source"]>;
 
 export async function measure({ options, source }: MeasureRequest<CreateOptions>): Promise<MeasureResult> {
   refuseEncryption(options);
-  const { compat = "1.1", backing_file: backingFile, preallocation } = options;
+  const { compat = "1.1", backing_file: backingFile, preallocation = "off" } = options;
   // Fewer words than `create` takes, as in QEMU 7.2; and what has no part in the size is not looked at.
   if (compat !== "0.10" && compat !== "1.1")
     throw new BlockError("EINVAL", `Invalid compatibility level: '${compat}'`);

@@ -6,8 +6,8 @@
  * 24's own 270 / 602, WebAssembly 143 / 487.
  */
 
-import zlib from "node:zlib";
 import { BlockError } from "../../src/block/errors.ts";
+import { zlib } from "./inflate.ts";
 
 export interface Zstd {
   readonly name: "zstd-napi" | "node" | "wasm";
@@ -65,7 +65,7 @@ interface NodeZstd {
 }
 
 export function openNode(): Zstd | undefined {
-  const { zstdDecompressSync, zstdCompress } = zlib as unknown as NodeZstd;
+  const { zstdDecompressSync, zstdCompress } = zlib() as unknown as NodeZstd;
   if (!zstdDecompressSync || !zstdCompress) return undefined;
   return {
     name: "node",
@@ -82,9 +82,18 @@ export function openNode(): Zstd | undefined {
   };
 }
 
+let wasm: Promise<typeof import("@bokuweb/zstd-wasm")> | undefined;
+
+/** Once in a process: a second `init` puts new memory under functions that keep to the old. */
+async function initWasm() {
+  const module = await import("@bokuweb/zstd-wasm");
+  await module.init();
+  return module;
+}
+
 export async function openWasm(): Promise<Zstd> {
-  const { init, compress, decompress } = await import("@bokuweb/zstd-wasm");
-  await init();
+  wasm ??= initWasm();
+  const { compress, decompress } = await wasm;
   return {
     name: "wasm",
     compress: async (input) => compress(input, LEVEL),
