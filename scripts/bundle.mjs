@@ -8,6 +8,7 @@
 import fs from "node:fs";
 import path from "node:path";
 import { build, transform } from "esbuild";
+import { emptyDirSync } from "fs-extra/esm";
 
 const OUTPUT = process.argv[2] ?? "dist";
 
@@ -30,8 +31,7 @@ const { outputFiles } = await build({
   logLevel: "warning",
 });
 
-fs.rmSync(path.join(OUTPUT, "chunks"), { recursive: true, force: true });
-fs.mkdirSync(path.join(OUTPUT, "chunks"), { recursive: true });
+emptyDirSync(path.join(OUTPUT, "chunks"));
 for (const { path: file, text } of outputFiles) {
   const isEntry = path.dirname(file) === path.resolve(OUTPUT);
   const { code } = await transform(text, {

@@ -3,6 +3,7 @@
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
+import { removeSync } from "fs-extra/esm";
 
 /** What of a test's context is needed: node:test's, or a suite's own. */
 export interface Cleanup {
@@ -12,7 +13,7 @@ export interface Cleanup {
 /** A new directory under the system's own for such things; removed after the test with all that is in it. */
 export function tempDir(test: Cleanup): string {
   const dir = fs.mkdtempSync(path.join(os.tmpdir(), "bdrv-test-"));
-  test.after(() => fs.rmSync(dir, { recursive: true, force: true }));
+  test.after(() => removeSync(dir));
   return dir;
 }
 

@@ -30,7 +30,7 @@ export async function openSnapshot(request: OpenRequest): Promise<BlockBackend> 
     return await BlockBackend.open({ options, flags: { ...flags, noFlush: true }, environment });
   } finally {
     // It lives on until it is closed, and no longer, however that happens.
-    if (temporary !== undefined) fs.rmSync(temporary, { force: true });
+    if (temporary !== undefined) await removeTemporary(temporary);
     await mainContext.run((main) => unrefNode(main, base));
   }
 }
@@ -46,8 +46,13 @@ async function temporaryImage(size: number, { environment }: OpenRequest): Promi
   try {
     await createImage({ filename, format: "qcow2", size, environment });
   } catch (error) {
-    fs.rmSync(filename, { force: true });
+    await removeTemporary(filename);
     throw BlockError.wrap(`Could not create temporary overlay '${filename}'`, error);
   }
   return filename;
+}
+
+async function removeTemporary(filename: string): Promise<void> {
+  const { remove } = await import("fs-extra/esm");
+  await remove(filename);
 }
