@@ -105,7 +105,7 @@ describe("what can't be opened is refused in qemu's words", noOracle, () => {
     "",
     "blkdebug:x",
     "null-co:x",
-    "json:{",
+    "json:[]",
     "file:nonexistent",
   ]) {
     it(`the name ${JSON.stringify(name)}`, async () => {
