@@ -30,7 +30,8 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   }
   const { filename } = wanted;
   if (filename === undefined) throw new UsageError("Expecting image file name");
-  const size = wanted.size === undefined ? undefined : parseSizeArgument("image size", wanted.size);
+  const size =
+    wanted.size === undefined ? undefined : parseSizeArgument("image size", wanted.size, context.warn);
   if (wanted.surplus !== undefined) throw new UsageError(`Unexpected argument: ${wanted.surplus}`);
   const { stdout } = context;
   try {

@@ -31,7 +31,9 @@ export function toFixed(value: number, decimals: number): string {
 const MAX_INT64 = 2 ** 63;
 
 /** A size from the command line; `what` says which for the message: "image size".  @qemu cvtnum_full */
-export function parseSizeArgument(what: string, text: string): number {
+export function parseSizeArgument(what: string, text: string, warn?: (message: string) => void): number {
+  if (/^\s*\+?0x[0-9a-f]+[kmgtp]/i.test(text))
+    warn?.(`Using a multiplier suffix on hex numbers is deprecated: ${text}`);
   const size = parseSize(text);
   if (size === undefined) {
     throw new CommandError([

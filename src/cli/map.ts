@@ -43,8 +43,8 @@ function parse(args: Getopt, context: CliContext): MapArguments {
   for (const { name, value } of args) {
     if (name === "format") format = value;
     else if (name === "output") output = value;
-    else if (name === "start-offset") start = parseSizeArgument("start offset", value);
-    else if (name === "max-length") maxBytes = parseSizeArgument("max length", value);
+    else if (name === "start-offset") start = parseSizeArgument("start offset", value, context.warn);
+    else if (name === "max-length") maxBytes = parseSizeArgument("max length", value, context.warn);
     else if (name === "object") defineObject(value, context);
     else if (name === "image-opts") imageOpts = true;
     else if (name === "force-share") forceShare = true;

@@ -95,14 +95,9 @@ describe("the command as a process", () => {
 
   it("completes commands in a shell", () => {
     assert.match(run("bdrv", "completion").stdout, /--get-yargs-completions/);
-    const words = run("bdrv", "--get-yargs-completions", "bdrv", "co").stdout.split("\n");
-    assert.deepEqual(
-      words
-        .map((word) => word.split(":")[0])
-        .filter((word) => word?.startsWith("co"))
-        .sort(),
-      ["compare", "completion", "convert"],
-    );
+    const { stdout } = run("bdrv", "--get-yargs-completions", "bdrv", "co");
+    for (const word of ["compare", "completion", "convert"])
+      assert.match(stdout, new RegExp(`^${word}\\b`, "m"));
   });
 
   it("mixes stdout and stderr as the C library does: output is passed on at the end", () => {

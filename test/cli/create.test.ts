@@ -39,6 +39,24 @@ create x.raw inf
 create x.raw .5M
 create x.raw 5.M
 create x.raw 20E
+create x.raw 0x1k
+create x.raw 0x10kk
+create x.raw 0x10b
+create x.raw 0X10
+create x.raw 0x
+create x.raw '5 k'
+create x.raw '5k '
+create x.raw 1.0
+create x.raw 1,5k
+create x.raw 00010k
+create x.raw 0.000001k
+create x.raw 1.00000k
+create x.raw 1.5.5k
+create x.raw 1.5e3k
+create x.raw nan
+create x.raw -- -0
+create x.raw 18446744073709551615
+create x.raw 18446744073709551616
 create x.raw 9E
 create -f foo x.raw 1M
 create -f null-co x 1M
