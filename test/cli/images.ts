@@ -78,6 +78,25 @@ export function makeQcow2Images(directory: string): void {
   // Killed with lazy refcounts on: the image is left dirty.
   runTool("qemu-io", ["-c", "write -P 1 0 64k", "-c", "abort", "lazy.qcow2"], directory, true);
   makeDamaged(directory);
+  makeRichSnapshots(directory);
+}
+
+/** Snapshots with VM state and clock, the first without the instruction count that came with QEMU 5.2. */
+function makeRichSnapshots(directory: string): void {
+  const image = fs.readFileSync(path.join(directory, "snapshots.qcow2"));
+  const table = Number(image.readBigUInt64BE(64));
+  const EXTRA = 40;
+  const end = table + 512;
+  // 16 instead of 24 bytes of extra data: what follows moves down.
+  image.writeUInt32BE(16, table + 36);
+  image.copy(image, table + EXTRA + 16, table + EXTRA + 24, end);
+  image.writeBigUInt64BE(3_723_004_999_999n, table + 24);
+  // Entries are a multiple of 8 bytes long; the first has an ID of 1 and a name of 3 bytes.
+  const second = table + EXTRA + 16 + 8;
+  image.writeBigUInt64BE(400_000_123_456_789n, second + 24);
+  image.writeBigUInt64BE(5_500_000_000n, second + EXTRA);
+  image.writeBigUInt64BE(123_456_789_012n, second + EXTRA + 16);
+  fs.writeFileSync(path.join(directory, "rich-snapshots.qcow2"), image);
 }
 
 /** Images with a leak, with a cluster whose refcount is too low, with both, and one that is cut off. */

@@ -237,6 +237,8 @@ info --backing-chain broken-chain.qcow2
 info --backing-chain --output=json broken-chain.qcow2
 info snapshots.qcow2
 info --output=json snapshots.qcow2
+info rich-snapshots.qcow2
+info --output=json rich-snapshots.qcow2
 info bitmaps.qcow2
 info --output=json bitmaps.qcow2
 info loop.qcow2
