@@ -72,6 +72,8 @@ async function runTerminal(session: IoSession, input: NodeJS.ReadableStream): Pr
       typed,
     ],
   });
+  // The editor takes the terminal's keys; this one means the process.
+  editor.on("SIGINT", () => process.kill(process.pid, "SIGINT"));
   let succeeded = true;
   try {
     editor.prompt();
