@@ -58,7 +58,7 @@ export async function readSnapshots(
     offset = Math.ceil(offset / 8) * 8;
     const record = SnapshotHeader.read(await fetch(offset, SnapshotHeader.size));
     if (record.extraDataSize > MAX_SNAPSHOT_EXTRA_BYTES)
-      throw new BlockError("EINVAL", `Too much extra metadata in snapshot table entry ${index}`, {
+      throw new BlockError("EFBIG", `Too much extra metadata in snapshot table entry ${index}`, {
         hint: "You can force-remove this extra metadata with qemu-img check -r all",
       });
     const { extraDataSize, idSize, nameSize } = record;

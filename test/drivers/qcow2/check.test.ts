@@ -302,7 +302,7 @@ describe("qcow2 check: snapshots and bitmaps", () => {
 describe("qcow2 check: at random", () => {
   it("entries and refcounts changed anywhere, 60 images", { skip }, async () => {
     const random = seeded(20251122);
-    const { pick } = random;
+    const pick = <T>(choices: readonly T[]) => random.pick(choices);
     for (let round = 0; round < 60; round++) {
       const base = pick(["plain", "extended", "data", "narrow"]);
       const { l1, l2, refcountTable, firstBlock } = tablesOf(image(base));

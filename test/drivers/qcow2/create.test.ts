@@ -22,10 +22,8 @@ const THEIR_DATA = path.join(dir, "them.raw");
 /** DATA in the options stands for a data file of one's own. Gives the message of a refusal, "" for none. */
 function theirs(options: string, size: string | undefined): string {
   const given = options === "" ? [] : ["-o", options.replace("DATA", THEIR_DATA)];
-  const { code, stderr } = run("qemu-img", [
-    ...["create", "-q", "-u", "-f", "qcow2", ...given, THEIRS],
-    ...(size === undefined ? [] : [size]),
-  ]);
+  const position = size === undefined ? [THEIRS] : [THEIRS, size];
+  const { code, stderr } = run("qemu-img", ["create", "-q", "-u", "-f", "qcow2", ...given, ...position]);
   return code === 0 ? "" : stderr.trim().replace(/^qemu-img: (\S+them\.qcow2: )?/, "");
 }
 
