@@ -21,15 +21,7 @@ import {
   writeAutoclear,
   writeIncompatible,
 } from "./corruption.ts";
-import {
-  COMPRESSED_HIGH,
-  entryOffset,
-  isCopied,
-  parseCompressed,
-  setEntry,
-  tableOffset,
-  ZERO_LOW,
-} from "./entries.ts";
+import { COMPRESSED_HIGH, entryOffset, isCopied, parseCompressed, setEntry, tableOffset } from "./entries.ts";
 import { Autoclear, HeaderV2, Incompatible, MAX_L1_BYTES } from "./layout.ts";
 import { l2Coverage, placeOf } from "./mapping.ts";
 import { allocateClusters, freeClusters, hex } from "./refcount.ts";
@@ -311,9 +303,4 @@ async function release(
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
   }
-}
-
-/** Whether an entry's zero flag is set (not with extended L2). */
-export function isZeroEntry(state: Qcow2State, entry: RawEntry): boolean {
-  return !state.extendedL2 && !(entry.high & COMPRESSED_HIGH) && (entry.low & ZERO_LOW) !== 0;
 }

@@ -88,7 +88,7 @@ function classify(
 }
 
 /** Looks at three bytes first: a native compare costs as much as a whole page of them. */
-export function isZeroRange(buffer: Uint8Array, start: number, end: number): boolean {
+function isZeroRange(buffer: Uint8Array, start: number, end: number): boolean {
   if (buffer[start] !== 0 || buffer[end - 1] !== 0 || buffer[(start + end) >>> 1] !== 0) return false;
   for (let at = start; at < end; at += ZEROES.length) {
     const stop = Math.min(at + ZEROES.length, end);

@@ -23,7 +23,7 @@ export interface IoCase {
 }
 
 /** `ARGUMENTS <<< STDIN`, where \n in STDIN is a newline. */
-export function parseCase(line: string): IoCase {
+function parseCase(line: string): IoCase {
   const [command = "", stdin = ""] = line.split("<<<");
   return {
     args: words(command),
@@ -39,7 +39,7 @@ export function caseLines(table: string): string[] {
 }
 
 /** Runs ours in this process, in `directory`. */
-export async function runOurs({ args, stdin }: IoCase, directory: string): Promise<RunResult> {
+async function runOurs({ args, stdin }: IoCase, directory: string): Promise<RunResult> {
   const stdout = new MemoryOutput();
   const stderr = new MemoryOutput();
   const before = process.cwd();
@@ -57,7 +57,7 @@ export async function runOurs({ args, stdin }: IoCase, directory: string): Promi
   }
 }
 
-export function runTheirs({ args, stdin }: IoCase, directory: string): RunResult {
+function runTheirs({ args, stdin }: IoCase, directory: string): RunResult {
   const { stdout, stderr, status, error } = spawnSync("qemu-io", args, {
     cwd: directory,
     input: stdin,
