@@ -148,8 +148,8 @@ function planKind(one: ChainStatus, two: ChainStatus): Step["kind"] {
 }
 
 /** All that strict mode compares of a status. */
-function statusKey({ data, zero, allocated, offset, recurse, eof }: ChainStatus): string {
-  return [data, zero, allocated, offset !== undefined, recurse ?? false, eof ?? false].join();
+function statusKey({ data, zero, allocated, offset, eof }: ChainStatus): string {
+  return [data, zero, allocated, offset !== undefined, eof ?? false].join();
 }
 
 async function* planTail(
