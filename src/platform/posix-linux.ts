@@ -13,11 +13,20 @@
 import { createRequire } from "node:module";
 import * as os from "node:os";
 import { getSystemErrorMap } from "node:util";
-import type { LibraryHandle } from "koffi";
 import type { Posix } from "./posix.ts";
 import { blockDeviceSize } from "./posix-portable.ts";
 
-type Koffi = typeof import("koffi");
+/** The part of koffi that is used: its own types are there only where it could be installed. */
+interface Koffi {
+  load(path: null): LibraryHandle;
+  /** The address of a buffer's memory. */
+  address(buffer: ArrayBuffer | ArrayBufferView): bigint;
+  errno(): number;
+}
+
+interface LibraryHandle {
+  func(name: string, result: string, parameters: readonly string[]): Call & VariadicCall;
+}
 
 const errnos = os.constants.errno;
 const { EAGAIN, EACCES, EINTR, EINVAL, ENODEV, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, ESPIPE, EXDEV } =
@@ -200,6 +209,9 @@ function alignedBuffer(koffi: Koffi, bytes: number, alignment: number): Uint8Arr
 
 /** koffi gives an int64_t as a number as long as it is a safe integer, which all results here are. */
 type Call = (...args: number[]) => number;
+
+/** Behind the fixed arguments of a variadic function, each argument's type comes before it. */
+type VariadicCall = (fd: number, command: number, type: "int64_t", argument: number) => number;
 
 /** A function that an older C library may lack, musl above all; the rest is worth having without it. */
 function optional(lib: LibraryHandle, name: string, args: string[]): Call | undefined {
