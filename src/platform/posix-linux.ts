@@ -25,7 +25,9 @@ interface Koffi {
 }
 
 interface LibraryHandle {
-  func(name: string, result: string, parameters: readonly string[]): Call & VariadicCall;
+  func(name: string, result: string, parameters: readonly string[]): Call;
+  /** By a C declaration, for a variadic function. */
+  func(declaration: string): VariadicCall;
 }
 
 const errnos = os.constants.errno;
@@ -167,9 +169,7 @@ const F_OFD_SETLK = 37;
 const lockTypes = { read: 0, write: 1, unlock: 2 } as const;
 
 function lockCalls(koffi: Koffi, lib: LibraryHandle): Pick<Posix, "ofdLock" | "ofdTest"> {
-  const fcntl: (fd: number, command: number, type: "int64_t", argument: number) => number = lib.func(
-    "int fcntl(int fd, int command, ...)",
-  );
+  const fcntl = lib.func("int fcntl(int fd, int command, ...)");
   // struct flock { short l_type, l_whence; off_t l_start, l_len; pid_t l_pid; } in 32 bytes.
   const flock = new DataView(new ArrayBuffer(32));
   const address = Number(koffi.address(flock.buffer));
