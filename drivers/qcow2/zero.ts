@@ -90,7 +90,8 @@ export async function zeroize(
 ): Promise<void> {
   if (isDataFileRaw(state)) await state.dataFile.pwriteZeroes(co, start, end - start, flags & Req.MayUnmap);
   if (state.version < 3) {
-    if (state.node.backing || unlessData) throw new BlockError("ENOTSUP");
+    if (state.node.backing) throw new BlockError("ENOTSUP");
+    if (unlessData) return changeEntries(co, state, start, end, "request", false, refuseData(state));
     return discardRange(co, state, start, end, "request", false);
   }
   const { clusterSize, subclusterSize } = state;
@@ -124,6 +125,14 @@ function holdsData(state: Qcow2State, entry: RawEntry, subcluster: number): bool
   if (entry.high & COMPRESSED_HIGH) return true;
   if (state.extendedL2) return ((entry.allocatedBits >>> subcluster) & 1) === 1;
   return hasHostData(state, entry) && !(entry.low & ZERO_LOW);
+}
+
+/** Leaves entries as they are, and refuses those that have data: for version 2, where the others read as zeroes. */
+function refuseData(state: Qcow2State): Change {
+  return (entry) => {
+    if (holdsData(state, entry, 0)) throw new BlockError("ENOTSUP");
+    return entry;
+  };
 }
 
 function isDataFileRaw(state: Qcow2State): boolean {
