@@ -57,26 +57,30 @@ export async function readExtensions(
     bitmaps: undefined,
     unknownExtensions: [],
   };
-  for await (const { type, data } of walkExtensions(co, area)) {
+  for await (const { type, length, read } of walkExtensions(co, area)) {
     switch (type) {
       case ExtensionType.BackingFormat:
-        if (data.length > MAX_FORMAT_BYTES)
-          throw invalid(`ERROR: ext_backing_format: len=${data.length} too large (>=16)`);
-        found.backingFormat = textOf(data) || undefined;
+        if (length > MAX_FORMAT_BYTES)
+          throw invalid(`ERROR: ext_backing_format: len=${length} too large (>=16)`);
+        found.backingFormat =
+          textOf(await read("ERROR: ext_backing_format: Could not read format name")) || undefined;
         break;
       case ExtensionType.DataFile:
-        found.dataFileName = textOf(data);
+        found.dataFileName = textOf(await read("ERROR: Could not read data file name"));
         break;
       case ExtensionType.FeatureNames:
         break;
       case ExtensionType.CryptoHeader:
-        checkCryptoHeader(data, area);
+        await checkCryptoHeader(length, read, area);
         break;
       case ExtensionType.Bitmaps:
-        found.bitmaps = readBitmaps(data, area, context);
+        found.bitmaps = await readBitmaps(length, read, area, context);
         break;
       default:
-        found.unknownExtensions.push({ type, data });
+        found.unknownExtensions.push({
+          type,
+          data: await read("ERROR: unknown extension: Could not read data"),
+        });
     }
   }
   found.unknownExtensions.reverse();
@@ -94,8 +98,9 @@ export async function unsupportedFeatureNames(
 ): Promise<string> {
   let table: Uint8Array = new Uint8Array(0);
   try {
-    for await (const { type, data } of walkExtensions(co, area))
-      if (type === ExtensionType.FeatureNames) table = data;
+    for await (const { type, read } of walkExtensions(co, area))
+      if (type === ExtensionType.FeatureNames)
+        table = await read("ERROR: ext_feature_table: Could not read table");
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
   }
@@ -115,45 +120,78 @@ export async function unsupportedFeatureNames(
   return names.join(", ");
 }
 
-/** Every extension up to the end mark, with its data. */
+/** Reads an extension's data; `failure` is what is said if that does not go. */
+type ReadData = (failure: string) => Promise<Uint8Array>;
+
+/** Every extension up to the end mark. */
 async function* walkExtensions(
   co: Coroutine<"read">,
   { file, start, end }: ExtensionArea,
-): AsyncGenerator<UnknownExtension> {
+): AsyncGenerator<{ readonly type: number; readonly length: number; readonly read: ReadData }> {
   let window: Uint8Array = new Uint8Array(0);
   let windowStart = start;
   /** `end` is within the first cluster, so what is read here is bounded. */
-  const fetch = async (offset: number, bytes: number): Promise<Uint8Array> => {
+  const fetch = async (offset: number, bytes: number, failure: string): Promise<Uint8Array> => {
     if (offset < windowStart || offset + bytes > windowStart + window.length) {
+      const more = Math.min(Math.max(bytes, WINDOW_BYTES), Math.max(bytes, end - offset));
+      window = await readSome(co, file, offset, more, bytes, failure);
       windowStart = offset;
-      window = await file.preadBytes(co, offset, Math.max(bytes, WINDOW_BYTES));
     }
     return window.subarray(offset - windowStart, offset - windowStart + bytes);
   };
   for (let offset = start; offset < end; ) {
-    const { type, length } = ExtensionHeader.read(await fetch(offset, ExtensionHeader.size));
+    const failure = `qcow2_read_extension: ERROR: pread fail from offset ${offset}`;
+    const { type, length } = ExtensionHeader.read(await fetch(offset, ExtensionHeader.size, failure));
     offset += ExtensionHeader.size;
     if (offset > end || length > end - offset) throw invalid("Header extension too large");
     if (type === ExtensionType.End) return;
-    yield { type, data: (await fetch(offset, length)).slice() };
+    const at = offset;
+    yield { type, length, read: async (why) => (await fetch(at, length, why)).slice() };
     offset += Math.ceil(length / 8) * 8;
   }
 }
 
-function checkCryptoHeader(data: Uint8Array, { clusterSize, cryptMethod }: ExtensionArea): void {
+/** `wanted` bytes ahead, or at least the `needed` ones: what follows them may be unreadable and of no use. */
+async function readSome(
+  co: Coroutine<"read">,
+  file: BlockChild,
+  offset: number,
+  wanted: number,
+  needed: number,
+  failure: string,
+): Promise<Uint8Array> {
+  try {
+    return await file.preadBytes(co, offset, wanted);
+  } catch {
+    co.checkAborted();
+  }
+  try {
+    return await file.preadBytes(co, offset, needed);
+  } catch (error) {
+    throw BlockError.wrap(failure, error);
+  }
+}
+
+async function checkCryptoHeader(
+  length: number,
+  read: ReadData,
+  { clusterSize, cryptMethod }: ExtensionArea,
+): Promise<void> {
   if (cryptMethod !== 2) throw invalid("CRYPTO header extension only expected with LUKS encryption method");
-  if (data.length !== 16) throw invalid(`CRYPTO header extension size ${data.length}, but expected size 16`);
+  if (length !== 16) throw invalid(`CRYPTO header extension size ${length}, but expected size 16`);
+  const data = await read("Unable to read CRYPTO header extension");
   const offset = new DataView(data.buffer, data.byteOffset, data.length).getBigUint64(0);
   if (offset % BigInt(clusterSize) !== 0n)
     throw invalid(`Encryption header offset '${offset}' is not a multiple of cluster size '${clusterSize}'`);
 }
 
-function readBitmaps(
-  data: Uint8Array,
+async function readBitmaps(
+  length: number,
+  read: ReadData,
   { clusterSize }: ExtensionArea,
   { hasBitmaps, version, warn }: ExtensionContext,
-): BitmapsRecord | undefined {
-  if (data.length !== BitmapsExtension.size) throw invalid("bitmaps_ext: Invalid extension length");
+): Promise<BitmapsRecord | undefined> {
+  if (length !== BitmapsExtension.size) throw invalid("bitmaps_ext: Invalid extension length");
   if (!hasBitmaps) {
     const why =
       version < 3
@@ -162,7 +200,7 @@ function readBitmaps(
     warn(`${why}\nSome clusters may be leaked, run 'qemu-img check -r' on the image file to fix.`);
     return undefined;
   }
-  const record = BitmapsExtension.read(data);
+  const record = BitmapsExtension.read(await read("bitmaps_ext: Could not read ext header"));
   const { nbBitmaps, reserved, directorySize, directoryOffset } = record;
   if (reserved !== 0) throw invalid("bitmaps_ext: Reserved field is not zero");
   if (nbBitmaps > MAX_BITMAPS)

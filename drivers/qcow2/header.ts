@@ -81,7 +81,7 @@ export async function parseHeader(
   { writable, warn }: ParseOptions,
 ): Promise<ParsedHeader> {
   // What lies behind the end of a short file reads as zeroes.
-  const head = await file.preadBytes(co, 0, HEADER_BYTES);
+  const head = await readBytes(co, file, 0, HEADER_BYTES, "Could not read qcow2 header");
   const v2 = HeaderV2.read(head);
   if (v2.magic !== QCOW2_MAGIC) throw invalid("Image is not in qcow2 format");
   if (v2.version !== 2 && v2.version !== 3)
@@ -128,10 +128,30 @@ export async function parseHeader(
     nbSnapshots: v2.nbSnapshots,
     unknownHeader:
       headerLength > HEADER_BYTES
-        ? await file.preadBytes(co, HEADER_BYTES, headerLength - HEADER_BYTES)
+        ? await readBytes(
+            co,
+            file,
+            HEADER_BYTES,
+            headerLength - HEADER_BYTES,
+            "Could not read unknown qcow2 header fields",
+          )
         : new Uint8Array(0),
     backingFile: await readBackingName(co, file, v2, clusterSize),
   };
+}
+
+async function readBytes(
+  co: Coroutine<"read">,
+  file: BlockChild,
+  offset: number,
+  bytes: number,
+  failure: string,
+): Promise<Uint8Array> {
+  try {
+    return await file.preadBytes(co, offset, bytes);
+  } catch (error) {
+    throw BlockError.wrap(failure, error);
+  }
 }
 
 /** What version 2 has no fields for. */
@@ -226,7 +246,8 @@ async function readBackingName(
   if (backingFileOffset === 0) return undefined;
   if (backingFileSize > Math.min(MAX_BACKING_NAME_BYTES, clusterSize - backingFileOffset))
     throw invalid("Backing file name too long");
-  const name = await file.preadBytes(co, backingFileOffset, backingFileSize);
+  const failure = "Could not read backing file name";
+  const name = await readBytes(co, file, backingFileOffset, backingFileSize, failure);
   return textOf(name) || undefined;
 }
 

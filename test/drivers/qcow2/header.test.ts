@@ -243,6 +243,62 @@ describe("qcow2 bitmap directory", () => {
     });
 });
 
+describe("qcow2 header that can't be read", () => {
+  /** An unknown extension that fills up to byte 504, then the one in question, whose data are in the next sector. */
+  const nextSector = (type: number, length: number): Patch[] => [
+    [112, 4, 0x11111111],
+    [116, 4, 384],
+    [504, 4, type],
+    [508, 4, length],
+    [512 + Math.ceil(length / 8) * 8, 8, 0],
+  ];
+  const cases: readonly (readonly [string, number, readonly Patch[]])[] = [
+    ["the header", 0, []],
+    [
+      "unknown fields",
+      1,
+      [
+        [100, 4, 1024],
+        [1024, 8, 0],
+      ],
+    ],
+    [
+      "an extension's header",
+      1,
+      [
+        [112, 4, 0x11111111],
+        [116, 4, 392],
+        [512, 8, 0],
+      ],
+    ],
+    ["an unknown extension", 1, nextSector(0x22222222, 8)],
+    ["the backing format", 1, nextSector(0xe2792aca, 3)],
+    ["the data file's name", 1, nextSector(0x44415441, 3)],
+    ["names of features, which nobody needs", 1, nextSector(0x6803f857, 48)],
+    ["names of features", 1, [...nextSector(0x6803f857, 48), [72, 8, 32]]],
+    ["the bitmaps extension", 1, [...nextSector(0x23852875, 24), [88, 8, 1]]],
+    ["something behind the end mark", 1, [[112, 8, 0]]],
+    ["the L1 table", 0x30000 / 512, []],
+    ["the refcount table", 0x10000 / 512, []],
+  ];
+  for (const [what, sector, patches] of cases)
+    it(what, { skip }, async () => {
+      const filename = patched(image("base"), patches);
+      const inject = { event: "none", sector: String(sector) };
+      const options = {
+        driver: "qcow2",
+        file: { driver: "blkdebug", image: { driver: "file", filename }, "inject-error": [inject] },
+      };
+      const failed = openBackend(options, { flags: { readOnly: true, noBacking: true, noIo: true } }).then(
+        (backend) => backend.close().then(() => ""),
+        (error: unknown) => (error as Error).message,
+      );
+      const { code, stderr } = run("qemu-img", ["info", "-f", "qcow2", `json:${JSON.stringify(options)}`]);
+      const message = stderr.trimEnd().split("': ").at(-1);
+      assert.equal(await failed, code === 0 ? "" : message);
+    });
+});
+
 describe("qcow2 header of files cut off", () => {
   for (const bytes of [0, 3, 4, 20, 71, 72, 103, 104, 111, 112, 120, 200])
     it(`${bytes} bytes`, { skip }, async () => {
