@@ -154,8 +154,6 @@ export async function blockStatusAbove(
       return { ...rest, depth, ...(eofOf === offset + status.bytes && { eof: true }) };
     }
     end = status.bytes;
-    // A filter is no layer of its own.
-    if (!layer.filtered) depth++;
     if (!layer.filterOrCow || layer.filterOrCow.node === base) {
       return {
         bytes: end,
@@ -166,6 +164,8 @@ export async function blockStatusAbove(
         ...(eofOf === offset + end && { eof: true }),
       };
     }
+    // A filter is no layer of its own.
+    if (!layer.filtered) depth++;
   }
   return { bytes: end, data: false, zero: false, allocated: false, depth };
 }
