@@ -152,6 +152,36 @@ describe("the command as a process", () => {
   });
 });
 
+describe("the table of commands", { skip: missingTool }, () => {
+  it("has every option of qemu-img's help, with a value where that one has a value", () => {
+    const help = spawnSync("qemu-img", ["--help"], { encoding: "utf8" }).stdout;
+    for (const { name: command, options } of commands) {
+      const usage = new RegExp(`^  ${command} (.*)$`, "m").exec(help)?.[1] as string;
+      const found = [...usage.matchAll(/\[(--?)([\w-]+)(?:[= ]([^\]]+))?/g)];
+      assert.ok(found.length > 3, usage);
+      for (const [text, dashes, name, value] of found) {
+        const option = options.find(({ short, long }) => (dashes === "-" ? short : long) === name);
+        assert.ok(option, `${command}: ${text}`);
+        // "--object objectdef" has a space, "[-b backing_file [-F backing_fmt]]" an option inside.
+        assert.equal(option.value !== undefined, value !== undefined, `${command}: ${text}`);
+      }
+    }
+  });
+
+  it("takes no letter that qemu-img does not take", () => {
+    const letters = "abcdefgijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    for (const { name: command, options } of commands)
+      for (const letter of letters) {
+        const { stderr } = spawnSync("qemu-img", [command, `-${letter}`], { encoding: "utf8" });
+        const known = !stderr.includes(`unrecognized option '-${letter}'`);
+        const ours = options.find(({ short }) => short === letter);
+        assert.equal(ours !== undefined, known, `${command} -${letter}`);
+        const takesValue = stderr.includes(`missing argument for option '-${letter}'`);
+        if (ours) assert.equal(ours.value !== undefined, takesValue, `${command} -${letter}`);
+      }
+  });
+});
+
 /** Waits until a process catches SIGINT, which the kernel tells in its status. */
 async function untilHandled(pid: number): Promise<void> {
   const SIGINT_BIT = 1n << 1n;
