@@ -200,7 +200,9 @@ export async function createTarget(plan: TargetPlan, environment: OpenEnvironmen
   try {
     await createImage({ filename, format, options, unsafeBacking: true, environment });
   } catch (error) {
-    throw BlockError.wrap(`${filename}: error while converting ${format}`, error);
+    // What `create` makes of a file that gets too large is not said here.
+    const isTooLarge = error instanceof BlockError && error.errno === "EFBIG" && error.cause !== undefined;
+    throw BlockError.wrap(`${filename}: error while converting ${format}`, isTooLarge ? error.cause : error);
   }
 }
 

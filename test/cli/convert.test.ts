@@ -187,6 +187,15 @@ describe("convert", { skip: missingTool }, () => {
       for (const directory of [ours, theirs]) fs.rmSync(directory, { recursive: true });
     });
 
+  it("--target-is-zero for a target with a backing file is refused, and the exit code says so", async () => {
+    // qemu-img 7.2 exits with 0 after that message, having copied nothing.
+    const args = words("convert -n --target-is-zero -B a.raw -O raw a.raw b.raw");
+    const [theirs, ours] = [fixture.copy(), fixture.copy()];
+    const { stderr } = runTheirs(args, theirs);
+    assert.deepEqual(await runOurs(args, ours), { stdout: "", stderr, exitCode: 1 });
+    for (const directory of [ours, theirs]) fs.rmSync(directory, { recursive: true });
+  });
+
   for (const line of [...lines(DONE), ...lines(SALVAGED)])
     it(line, async () => {
       const { ours, theirs, exitCode } = await both(line);
