@@ -62,7 +62,8 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
   const { node } = state;
   return {
     supportedWriteFlags: 0,
-    supportedZeroFlags: Req.MayUnmap | Req.NoFallback,
+    // Version 2 has no entries for zeroes.
+    supportedZeroFlags: state.version >= 3 ? Req.MayUnmap | Req.NoFallback : 0,
     pread: (co, offset, iov) => pread(co, state, offset, iov),
     pwrite: (co, offset, iov, flags) =>
       flags & Req.WriteCompressed ? pwriteCompressed(co, state, offset, iov) : pwrite(co, state, offset, iov),
