@@ -14,6 +14,9 @@ export interface L2Figures {
   readonly findings: number;
 }
 
+/** How often an L2 table with findings is walked; beyond that its findings are only counted. */
+export const MAX_REPEATED_WALKS = 16;
+
 const NOTHING: L2Figures = { allocated: 0, fragmented: 0, compressed: 0, findings: 0 };
 
 /** Counts the references of the table at `offset`, each `weight` times.  @qemu check_refcounts_l2 */
@@ -128,7 +131,8 @@ class L2Walk {
   #countCompressed(index: number, high: number, low: number): void {
     const { state, counts } = this.#run;
     const { hostOffset, bytes } = parseCompressed(high, low, state.clusterBits);
-    const hexOffset = hexEntry((hostOffset - (hostOffset % 2 ** 32)) / 2 ** 32, low);
+    // The upper half of the offset has what the sector count leaves of its bits.
+    const hexOffset = hexEntry(high & (2 ** (38 - state.clusterBits) - 1), low);
     if (high >= COPIED_HIGH)
       this.#corruption(
         `ERROR: coffset=0x${hexOffset}: copied flag must never be set for compressed clusters`,
@@ -167,6 +171,8 @@ function isMapped({ state }: Check, high: number, low: number): boolean {
 export async function checkCopiedFlags(co: Coroutine<"read">, run: Check): Promise<void> {
   const { state, counts, options, result } = run;
   const { l1Table, clusterSize } = state;
+  /** Findings and walks of each L2 table, since several L1 entries may name the same. */
+  const walked = new Map<number, { findings: number; walks: number }>();
   for (let index = 0; index < state.l1Size; index++) {
     const high = l1Table.getUint32(index * 8);
     const low = l1Table.getUint32(index * 8 + 4);
@@ -181,7 +187,14 @@ export async function checkCopiedFlags(co: Coroutine<"read">, run: Check): Promi
       result.corruptions++;
     }
     if (refcount === undefined || offset >= run.fileBytes) continue;
+    const known = walked.get(offset) ?? { findings: 0, walks: 0 };
+    if (known.walks > 0 && (known.findings === 0 || known.walks >= MAX_REPEATED_WALKS)) {
+      result.corruptions += known.findings;
+      continue;
+    }
+    const before = result.corruptions;
     await checkCopiedEntries(co, run, await readL2(co, run, offset));
+    walked.set(offset, { findings: result.corruptions - before, walks: known.walks + 1 });
   }
 }
 

@@ -13,7 +13,7 @@ import { BlockError } from "../../src/block/errors.ts";
 import { isAligned, SECTOR_SIZE } from "../../src/block/units.ts";
 import { readBitmapDirectory } from "./bitmap.ts";
 import { ReferenceCounts } from "./check-counts.ts";
-import { checkCopiedFlags, countL2, hexEntry, type L2Figures } from "./check-l2.ts";
+import { checkCopiedFlags, countL2, hexEntry, type L2Figures, MAX_REPEATED_WALKS } from "./check-l2.ts";
 import { entryOffset } from "./entries.ts";
 import { MAX_L1_BYTES } from "./layout.ts";
 import { readSnapshots } from "./snapshot.ts";
@@ -37,9 +37,6 @@ interface WalkedTable {
   /** References that have been met and not walked. */
   skipped: number;
 }
-
-/** How often a table with findings is walked. */
-const MAX_REPEATED_WALKS = 16;
 
 export async function check(
   co: Coroutine<"read">,

@@ -221,6 +221,8 @@ describe("qcow2 check: L1 and L2", () => {
     ["compressed, behind the end", 0x4000000000ff0000n],
     ["compressed, far behind the end", 0x40000000ffff0000n],
     ["compressed, many sectors", 0x7fc0000000000000n | 0xb0000n],
+    ["compressed, where no number is exact", 0x403fffffffffffffn],
+    ["compressed and copied, where no number is exact", 0xc03fffffffffffffn],
     ["compressed, at an odd place", 0x7fc0000000000000n | 0xb1234n],
   ];
   for (const [what, entry] of l2Entries) broken(`L2 entry: ${what}`, "plain", () => [[l2() + 8, 8, entry]]);
@@ -332,6 +334,24 @@ describe("qcow2 check: at random", () => {
         `round ${round}: ${base} ${patches.map(String).join("; ")}`,
       );
     }
+  });
+
+  it("an L2 table full of errors that all of a large L1 table names is not told of without end", {
+    skip,
+  }, async () => {
+    const entries = 50_000;
+    const { l2 } = tablesOf(image("plain"));
+    const bad = Array.from({ length: 500 }, (_, index): Patch => [l2 + 8 * (2000 + index), 8, COPIED | 2n]);
+    const filename = patched(image("plain"), [[36, 4, entries], [40, 8, 0x1000000], ...bad]);
+    const l1 = Buffer.alloc(8 * entries);
+    for (let at = 0; at < l1.length; at += 8) l1.writeBigUInt64BE(BigInt(l2), at);
+    const fd = fs.openSync(filename, "r+");
+    fs.writeSync(fd, l1, 0, l1.length, 0x1000000);
+    fs.closeSync(fd);
+    const { lines, figures } = await ours(filename);
+    assert.ok(lines.length < 2 * entries, `${lines.length} lines`);
+    // All are counted.
+    assert.ok(((figures as Record<string, number>)["corruptions"] as number) >= 500 * entries);
   });
 
   it("a sparse file of 4 TiB whose tables point everywhere takes little memory", { skip }, async () => {
