@@ -83,11 +83,7 @@ export async function parseHeader(
   // What lies behind the end of a short file reads as zeroes.
   const head = await readBytes(co, file, 0, HEADER_BYTES, "Could not read qcow2 header");
   const v2 = HeaderV2.read(head);
-  if (v2.magic !== QCOW2_MAGIC) throw invalid("Image is not in qcow2 format");
-  if (v2.version !== 2 && v2.version !== 3)
-    throw new BlockError("ENOTSUP", `Unsupported qcow2 version ${v2.version}`);
-  if (v2.clusterBits < MIN_CLUSTER_BITS || v2.clusterBits > MAX_CLUSTER_BITS)
-    throw invalid(`Unsupported cluster size: 2^${v2.clusterBits}`);
+  checkStart(v2);
   const clusterSize = 2 ** v2.clusterBits;
   const v3 = v2.version === 3 ? HeaderV3.read(head, HeaderV2.size) : V2_FEATURES;
   if (v2.version === 3 && v3.headerLength < HeaderV2.size + HeaderV3.size)
@@ -138,6 +134,15 @@ export async function parseHeader(
         : new Uint8Array(0),
     backingFile: await readBackingName(co, file, v2, clusterSize),
   };
+}
+
+/** What decides how the rest is read. */
+function checkStart(v2: HeaderV2Record): void {
+  if (v2.magic !== QCOW2_MAGIC) throw invalid("Image is not in qcow2 format");
+  if (v2.version !== 2 && v2.version !== 3)
+    throw new BlockError("ENOTSUP", `Unsupported qcow2 version ${v2.version}`);
+  if (v2.clusterBits < MIN_CLUSTER_BITS || v2.clusterBits > MAX_CLUSTER_BITS)
+    throw invalid(`Unsupported cluster size: 2^${v2.clusterBits}`);
 }
 
 async function readBytes(
