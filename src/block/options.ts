@@ -4,6 +4,7 @@
  */
 
 import { BlockError } from "./errors.ts";
+import { type JsonValue, parseJson } from "./json.ts";
 
 export type OptionScalar = string | number | boolean | null;
 
@@ -203,11 +204,11 @@ export function isJsonFilename(filename: string): boolean {
 
 /** The options in a `json:{...}` filename.  @qemu parse_json_filename */
 export function parseJsonFilename(filename: string): Options {
-  let value: unknown;
+  let value: JsonValue;
   try {
-    value = JSON.parse(filename.slice(JSON_PREFIX.length));
+    value = parseJson(filename.slice(JSON_PREFIX.length));
   } catch (error) {
-    throw new BlockError("EINVAL", "Could not parse the JSON options: JSON parse error", { cause: error });
+    throw BlockError.wrap("Could not parse the JSON options", error);
   }
   if (value === null || typeof value !== "object" || Array.isArray(value))
     throw new BlockError("EINVAL", "Invalid JSON object given");
