@@ -35,8 +35,8 @@ export function resolveReference(node: BlockNode, filename: string): string {
   if (protocolPrefix(filename) !== undefined || isAbsolute(filename)) return filename;
   // The directory is that of the file in which the image lies, whatever is in between.  @qemu bdrv_dirname
   let holder: BlockNode | undefined = node;
-  while (holder && holder.exactFilename === "") holder = holder.primary?.node;
-  if (!holder)
+  while (holder && holder.driver.kind !== "protocol") holder = holder.primary?.node;
+  if (!holder?.exactFilename)
     throw new BlockError("EINVAL", `Cannot use relative backing file names for '${node.filename}'`);
   return combinePath(holder.exactFilename, filename);
 }
