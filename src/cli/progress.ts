@@ -29,7 +29,16 @@ export class Progress {
   #show(percent: number): void {
     this.#shown = percent;
     if (!this.#output) return;
-    this.#output.write(`    (${percent.toFixed(2)}/100%)\r`);
+    this.#output.write(`    (${twoDigits(percent)}/100%)\r`);
     this.#output.flush();
   }
+}
+
+/** As printf has it: halfway between two, the even one; toFixed takes the larger. */
+function twoDigits(percent: number): string {
+  const eighths = percent * 8;
+  const isHalfway = Number.isInteger(eighths) && eighths % 2 === 1;
+  if (!isHalfway) return percent.toFixed(2);
+  const below = Math.floor(percent * 100);
+  return ((below % 2 === 0 ? below : below + 1) / 100).toFixed(2);
 }

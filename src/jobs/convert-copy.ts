@@ -199,7 +199,7 @@ class Copier {
           await this.#read(piece, data);
         }
         await this.#write(piece, data);
-        this.#progress(piece.bytes);
+        this.#progress(piece);
       }
     } catch (error) {
       if (!this.#failed) this.#failure = error;
@@ -215,9 +215,19 @@ class Copier {
     return taken;
   }
 
-  #progress(bytes: number): void {
-    this.#doneBytes += bytes;
-    this.#options.onProgress?.(this.#doneBytes, this.#totalBytes);
+  /** Told in the steps in which qemu-img goes, so that it shows the same figures. */
+  #progress(piece: Piece): void {
+    const { onProgress, compress = false } = this.#options;
+    if (!onProgress) return;
+    const step = compress ? this.#rules.alignmentBytes : QEMU_PIECE_BYTES;
+    const end = piece.offset + piece.bytes;
+    for (let at = piece.offset; at < end; ) {
+      const stepEnd = at - ((at - piece.reportOffset) % step) + step;
+      const next = Math.min(stepEnd, end);
+      this.#doneBytes += next - at;
+      if (next === stepEnd || piece.endsExtent) onProgress(this.#doneBytes, this.#totalBytes);
+      at = next;
+    }
   }
 
   async #read(piece: Piece, data: Uint8Array): Promise<void> {

@@ -26,6 +26,8 @@ export interface Piece {
   readonly bytes: number;
   /** The offset that an error names: qemu-img copies up to 2 MiB at once, from the start of an extent. */
   readonly reportOffset: number;
+  /** Nothing of the same extent follows. */
+  readonly endsExtent: boolean;
   /** Counts the pieces that are handed out. */
   readonly index: number;
 }
@@ -62,6 +64,11 @@ export class SourceList {
       start = end;
     }
     return new SourceList(parts);
+  }
+
+  /** Whether a source ends at `offset`. */
+  isEnd(offset: number): boolean {
+    return this.#parts.some(({ end }) => end === offset);
   }
 
   /** Fills `buffer` with the guest's bytes from `offset`, from as many sources as it takes. */
@@ -161,7 +168,8 @@ export class CopyPlan {
       const stop = Math.min(end, limit);
       this.#current = stop < end ? { kind, start: stop, end } : undefined;
       const reportOffset = start - ((start - this.#reportStart) % QEMU_PIECE_BYTES);
-      return { kind, offset: start, bytes: stop - start, reportOffset, index: this.#index++ };
+      const endsExtent = stop === end;
+      return { kind, offset: start, bytes: stop - start, reportOffset, endsExtent, index: this.#index++ };
     }
   }
 
@@ -172,6 +180,8 @@ export class CopyPlan {
     if (!extent) return undefined;
     const enough = this.#options.pieceBytes * 2;
     while (extent.kind !== "data" || extent.end - extent.start < enough) {
+      // qemu-img starts its pieces anew with each source.
+      if (extent.kind === "data" && this.#source.isEnd(extent.end)) break;
       const behind = await this.#nextExtent();
       if (!behind) break;
       if (behind.kind !== extent.kind) {

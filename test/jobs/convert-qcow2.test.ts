@@ -140,6 +140,9 @@ describe("convert and qcow2", { skip: missingTool }, () => {
     "convert -O qcow2 -o cluster_size=2M small.qcow2 @",
     "convert -c -O qcow2 -o cluster_size=128k small.qcow2 @",
     "convert -O raw -S 0 mixed.qcow2 @",
+    "convert -p -O qcow2 base.raw @",
+    "convert -p -c -O qcow2 base.raw @",
+    "convert -p -O raw base.raw odd.raw base.raw base.raw @",
     "convert -O qcow2 empty.qcow2 @",
     "convert -O qcow2 zero.raw @",
   ])
