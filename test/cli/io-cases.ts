@@ -167,6 +167,18 @@ r.raw r.raw
 --object foo -c length
 --object secret,id=a,data=b -c length
 --object secret -c length
+-c length --image-opts driver=raw,offset=4k,size=513,file.filename=r.raw
+-c length --image-opts driver=raw,offset=2M,file.filename=r.raw
+-c length --image-opts driver=raw,offset=512k,size=1M,file.filename=r.raw
+-c length --image-opts driver=nope,file.filename=r.raw
+-c length --image-opts driver=raw,file.driver=file
+-c length --image-opts driver=raw,file=nonode
+-c length --image-opts driver=raw,file.filename=r.raw,read-only=maybe
+-c length --image-opts driver=raw,file.filename=r.raw,cache.direct=maybe
+-c length --image-opts driver=raw,file.filename=r.raw,discard=maybe
+-c length --image-opts driver=raw,file.filename=r.raw,detect-zeroes=maybe
+-c length --image-opts driver=raw,file.filename=r.raw,node-name=1x
+-c length --image-opts driver=raw,file.filename=r.raw,node-name=x,file.node-name=x
 -f file -c info -c map -c length -c 'write 0 1' -c 'write 2M 1' -c length r.raw
 -f host_device -c info r.raw
 --image-opts -c info -c 'read 0 512' -c map -c 'alloc 0 1M' -c 'write 0 512' -c 'truncate 2M' -c 'discard 0 512' -c 'length' driver=null-co,size=1M
@@ -233,6 +245,11 @@ export const QCOW2_CASES = String.raw`
 --image-opts -c info -c map -c 'write -P 3 0 64k' -c 'write -P 4 64k 128k' -c 'read -P 4 64k 128k' -c map -c 'write -P 5 512 512' -c 'write -P 6 512k 1k' -c 'read -P 6 512k 1k' -c 'read -P 0 513k 63k' -c 'write -z 768k 64k' -c 'write -z 700k 1k' -c map -c flush driver=compress,file.driver=qcow2,file.file.filename=q.qcow2
 --image-opts -c 'write 0 64k' -c 'write 1M 1' -c 'truncate 2M' -c length -c 'write -c 64k 64k' -c 'write -z 128k 64k' -c 'discard 0 64k' -c map -c 'alloc 0 1M' driver=compress,file.driver=qcow2,file.file.filename=q.qcow2
 --image-opts -c 'write -P 8 0 64k' -c 'read -P 5 64k 1k' -c 'write -P 8 65k 1k' -c 'read -P 5 64k 1k' -c map driver=compress,file.driver=qcow2,file.file.filename=over.qcow2
+-c 'open -o driver=qcow2,detect-zeroes=unmap,discard=unmap q.qcow2' -c 'write -P 0 0 128k' -c 'write -P 0 128k 1k' -c 'write -P 1 256k 64k' -c 'write -P 0 256k 64k' -c map
+-c 'open -o driver=qcow2,detect-zeroes=on q.qcow2' -c 'write -P 0 0 128k' -c map
+-c 'open -o driver=qcow2,detect-zeroes=unmap,discard=ignore q.qcow2' -c 'write -P 0 0 128k'
+-c 'open -o lazy-refcounts=on q.qcow2' -c 'write 0 1' -c info -c close -c 'open q.qcow2' -c info
+-c 'read 0 1M' -c 'write 512k 512k' --image-opts driver=raw,offset=4k,size=512k,file.filename=r.raw
 --image-opts -c 'write 0 64k' driver=compress,file.driver=raw,file.file.filename=r.raw
 `;
 
@@ -242,6 +259,11 @@ export const BLKDEBUG_CASES = String.raw`
 -c 'open -o driver=qcow2,file.driver=blkdebug,file.image.filename=q.qcow2' -c 'break write_aio a' -c 'aio_write 0 64k' -c 'wait_break a' -c 'aio_write 128k 64k' -c 'sleep 50' -c 'length' -c 'resume a' -c 'aio_flush' -c map
 -c 'open -o driver=qcow2,file.driver=blkdebug,file.image.filename=q.qcow2' -c 'break cluster_alloc a' -c 'aio_write -P 1 0 64k' -c 'wait_break a' -c 'break l2_load b' -c 'resume a' -c 'aio_flush' -c map
 -c 'open -o driver=blkdebug,image.driver=raw,image.file.filename=r.raw' -c 'break read_aio a' -c 'break write_aio a' -c 'resume b'
+-c 'open -o driver=qcow2,file.driver=blkdebug,file.image.filename=over.qcow2' -c 'break cow_write a' -c 'aio_write -P 1 4k 4k' -c 'wait_break a' -c 'aio_write -P 2 8k 4k' -c 'resume a' -c aio_flush -c 'read -P 1 4k 4k' -c 'read -P 2 8k 4k' -c map
+-c 'open -o driver=qcow2,file.driver=blkdebug,file.image.filename=over.qcow2' -c 'break cow_read a' -c 'aio_write -P 1 4k 4k' -c 'wait_break a' -c 'read 512k 512' -c 'resume a' -c aio_flush -c map
+-c 'open -o driver=raw,file.driver=blkdebug,file.image.filename=r.raw' -c 'break pwritev_done a' -c 'aio_write 0 4k' -c 'wait_break a' -c 'resume a' -c aio_flush -c 'break pwritev b' -c 'aio_write 1k 4k' -c 'wait_break b' -c 'resume b' -c 'close'
+--image-opts -c 'write 0 512' -c 'read 0 512' -c 'write -z 0 64k' -c 'discard 0 64k' -c 'write 100 100' driver=blkdebug,align=4096,max-transfer=64k,image.driver=raw,image.file.filename=r.raw
+--image-opts -c 'write 0 512' -c 'write -z 3 70000' -c 'read -v 0 4' -c 'discard 100 130000' -c 'write 0 1M' driver=blkdebug,align=512,max-transfer=64k,opt-write-zero=4k,max-write-zero=32k,opt-discard=4k,max-discard=16k,image.driver=qcow2,image.file.filename=q.qcow2
 -c 'read 0 512' -c 'read 0 512' -f raw blkdebug:inject.conf:r.raw
 -c 'aio_read 0 512' -c 'aio_flush' -c 'aio_read 0 512' -c aio_flush -f raw blkdebug:inject.conf:r.raw
 -c 'read 0 512' -c info -c map -c length -f raw blkdebug::r.raw

@@ -2,13 +2,14 @@
  * Requests that go on beside the commands. Their ends are printed only while a command waits, as in qemu-io, whose
  * event loop runs then; so `aio_read` and `length` print in the order length, read.  @qemu qemu-io-cmds.c: aio_read_done
  *
- * Of several that have ended, failed ones come first, then reads, then writes, and in each the latest first: so
- * qemu's lists of finished work are walked. (Reads before writes: it is only that they take less long there.)
+ * Those that have ended at once are printed the latest first, failed ones before reads before writes: so qemu's list
+ * of finished work is walked. (Reads before writes: it is only that they take less long there.) The others follow in
+ * the order in which they ended.
  */
 
 import { abortable } from "../../block/abort.ts";
 
-const RANKS = { failed: 0, read: 1, write: 2 } as const;
+const RANKS = { failed: 0, read: 1, write: 2, late: 3 } as const;
 
 interface Ended {
   readonly rank: number;
@@ -40,6 +41,7 @@ export class AioQueue {
   /** Takes charge of a request that has been started. Comes back when what can be done at once is done. */
   async add(kind: "read" | "write", request: Promise<AioOutcome>): Promise<void> {
     this.#inFlight++;
+    let isLate = false;
     const settled = () => {
       this.#inFlight--;
       if (this.#polling > 0) this.#print();
@@ -47,7 +49,9 @@ export class AioQueue {
     };
     request.then(
       ({ failed, print }) => {
-        this.#ended.push({ rank: failed ? RANKS.failed : RANKS[kind], order: this.#endings++, print });
+        const order = this.#endings++;
+        const early = { rank: failed ? RANKS.failed : RANKS[kind], order: -order, print };
+        this.#ended.push(isLate ? { rank: RANKS.late, order, print } : early);
         settled();
       },
       (error: unknown) => {
@@ -56,6 +60,7 @@ export class AioQueue {
       },
     );
     await nextTurn();
+    isLate = true;
   }
 
   /**
@@ -97,7 +102,7 @@ export class AioQueue {
   }
 
   #print(): void {
-    const ended = this.#ended.sort((a, b) => a.rank - b.rank || b.order - a.order);
+    const ended = this.#ended.sort((a, b) => a.rank - b.rank || a.order - b.order);
     this.#ended = [];
     for (const { print } of ended) print();
   }
