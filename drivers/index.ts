@@ -1,11 +1,12 @@
 /** The only registry of bdrv's own drivers; probing asks formats in this order. */
 
-import { type BlockDriver, registerDriver } from "../src/block/driver.ts";
+import { type BlockDriver, registerDriver, registerForeignFormat } from "../src/block/driver.ts";
 import type { OptionValues } from "../src/block/options.ts";
 import { blkdebug } from "./blkdebug.ts";
 import type { SECTIONS } from "./blkdebug-rules.ts";
 import { file, hostDevice } from "./file.ts";
 import { compress } from "./filter-compress.ts";
+import { foreignFormats } from "./foreign-formats.ts";
 import { nullCo } from "./null-co.ts";
 import { qcow2 } from "./qcow2/index.ts";
 import { raw } from "./raw.ts";
@@ -39,3 +40,4 @@ export interface DriverLists {
 
 // The registry parses options by each driver's own table, so it needs no driver's own option types.
 for (const driver of Object.values(drivers)) registerDriver(driver as unknown as BlockDriver);
+for (const format of foreignFormats) registerForeignFormat(format);

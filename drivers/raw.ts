@@ -123,5 +123,5 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
 /** The guest of a probed raw image must not make its image pass for another format, which could name any file. */
 function refuseOtherFormat(iov: IoVector): void {
   const head = iovFlatten(iovSlice(iov, 0, PROBE_BYTES));
-  if (probeFormat(head, "") !== (raw as unknown)) throw new BlockError("EPERM");
+  if (probeFormat(head, "") !== "raw") throw new BlockError("EPERM");
 }

@@ -311,3 +311,23 @@ export function findDriver(formatName: string): BlockDriver | undefined {
 export function allDrivers(): readonly BlockDriver[] {
   return [...registry.values()];
 }
+
+/**
+ * A format that is known by its first bytes and has no driver here. It is refused by its name when it is probed:
+ * read as raw, its tables would pass for guest content.
+ */
+export interface ForeignFormat {
+  readonly formatName: string;
+  /** As of a `FormatDriver`. */
+  readonly probe: (head: Uint8Array, filename: string) => number;
+}
+
+const foreign: ForeignFormat[] = [];
+
+export function registerForeignFormat(format: ForeignFormat): void {
+  foreign.push(format);
+}
+
+export function foreignFormats(): readonly ForeignFormat[] {
+  return foreign;
+}

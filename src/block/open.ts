@@ -6,7 +6,7 @@
 import { assertCanWait, type MainLoop } from "./aio-context.ts";
 import { BlockChild, type ChildRole, Perm } from "./child.ts";
 import { type Coroutine, coWrapperMixedUnlocked, graphRdlock } from "./coroutine.ts";
-import { allDrivers, type BlockDriver, findDriver, type NodeOps } from "./driver.ts";
+import { allDrivers, type BlockDriver, findDriver, foreignFormats, type NodeOps } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
 import { fullBackingFilename, protocolPrefix, refreshFilename } from "./filename.ts";
 import { attachChild, refNode, refreshLimits, unrefNode } from "./graph.ts";
@@ -360,20 +360,23 @@ const probeNode = coWrapperMixedUnlocked(
       }
       return buffer;
     });
-    const driver = probeFormat(head, filename);
-    if (!driver)
+    const formatName = probeFormat(head, filename);
+    if (formatName === undefined)
       throw new BlockError("ENOENT", "Could not determine image format: No compatible driver found");
+    const driver = findDriver(formatName);
+    if (!driver) throw new BlockError("ENOTSUP", `Image format '${formatName}' is not supported`);
     return driver;
   },
 );
 
-/** The format that is surest of an image that starts with `head`.  @qemu bdrv_probe_all */
-export function probeFormat(head: Uint8Array, filename: string): BlockDriver | undefined {
-  let best: BlockDriver | undefined;
+/** The name of the format that is surest of an image that starts with `head`.  @qemu bdrv_probe_all */
+export function probeFormat(head: Uint8Array, filename: string): string | undefined {
+  let best: string | undefined;
   let bestScore = 0;
-  for (const driver of allDrivers()) {
-    const score = driver.kind === "format" ? (driver.probe?.(head, filename) ?? 0) : 0;
-    if (score > bestScore) [best, bestScore] = [driver, score];
+  const formats = allDrivers().filter((driver) => driver.kind === "format");
+  for (const { formatName, probe } of [...formats, ...foreignFormats()]) {
+    const score = probe?.(head, filename) ?? 0;
+    if (score > bestScore) [best, bestScore] = [formatName, score];
   }
   return best;
 }
