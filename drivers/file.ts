@@ -117,10 +117,12 @@ export const hostDevice: ProtocolDriver<typeof options, typeof deviceCreateOptio
 };
 
 function openDescriptor(filename: string, readOnly: boolean, direct: boolean): number {
-  const { O_RDONLY, O_RDWR, O_DIRECT }: Partial<typeof fs.constants> = fs.constants;
+  const { O_RDONLY, O_RDWR, O_DIRECT, O_NONBLOCK }: Partial<typeof fs.constants> = fs.constants;
+  // Systems without O_DIRECT do without. A pipe must not keep the whole process waiting for its other end, deaf
+  // to signals, only to be refused after: files and disks do not care about O_NONBLOCK.
+  const flags = ((readOnly ? O_RDONLY : O_RDWR) ?? 0) | ((direct && O_DIRECT) || 0) | (O_NONBLOCK ?? 0);
   try {
-    // Systems without O_DIRECT do without.
-    return fs.openSync(filename, ((readOnly ? O_RDONLY : O_RDWR) ?? 0) | ((direct && O_DIRECT) || 0));
+    return fs.openSync(filename, flags);
   } catch (error) {
     throw BlockError.wrap(`Could not open '${filename}'`, toBlockError(error));
   }

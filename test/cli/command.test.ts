@@ -119,6 +119,16 @@ describe("the command as a process", () => {
     assert.equal(shell.stderr, "");
   });
 
+  it("does not wait for the other end of a pipe that it can't use", () => {
+    spawnSync("mkfifo", [path.join(directory, "pipe")]);
+    const { stderr, status } = run("qemu-img", "info", "pipe");
+    assert.equal(
+      stderr,
+      "qemu-img: Could not open 'pipe': 'file' driver requires 'pipe' to be a regular file\n",
+    );
+    assert.equal(status, 1);
+  });
+
   it("ends by the signal that it gets", async () => {
     const args = ["io", "-c", "sleep 60000", "a.raw"];
     const child = spawn(path.join(directory, "bdrv"), args, {
