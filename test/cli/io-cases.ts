@@ -259,7 +259,7 @@ export const BLKDEBUG_CASES = String.raw`
 -c 'open -o driver=qcow2,file.driver=blkdebug,file.image.filename=q.qcow2' -c 'break write_aio a' -c 'aio_write 0 64k' -c 'wait_break a' -c 'aio_write 128k 64k' -c 'sleep 50' -c 'length' -c 'resume a' -c 'aio_flush' -c map
 -c 'open -o driver=qcow2,file.driver=blkdebug,file.image.filename=q.qcow2' -c 'break cluster_alloc a' -c 'aio_write -P 1 0 64k' -c 'wait_break a' -c 'break l2_load b' -c 'resume a' -c 'aio_flush' -c map
 -c 'open -o driver=blkdebug,image.driver=raw,image.file.filename=r.raw' -c 'break read_aio a' -c 'break write_aio a' -c 'resume b'
--c 'open -o driver=qcow2,file.driver=blkdebug,file.image.filename=over.qcow2' -c 'break cow_write a' -c 'aio_write -P 1 4k 4k' -c 'wait_break a' -c 'aio_write -P 2 8k 4k' -c 'resume a' -c aio_flush -c 'read -P 1 4k 4k' -c 'read -P 2 8k 4k' -c map
+-c 'open -t writeback -o driver=qcow2,file.driver=blkdebug,file.image.filename=over.qcow2' -c 'break cow_write a' -c 'aio_write -P 1 4k 4k' -c 'wait_break a' -c 'aio_write -P 2 8k 4k' -c 'resume a' -c aio_flush -c 'read -P 1 4k 4k' -c 'read -P 2 8k 4k' -c map
 -c 'open -o driver=qcow2,file.driver=blkdebug,file.image.filename=over.qcow2' -c 'break cow_read a' -c 'aio_write -P 1 4k 4k' -c 'wait_break a' -c 'read 512k 512' -c 'resume a' -c aio_flush -c map
 -c 'open -o driver=raw,file.driver=blkdebug,file.image.filename=r.raw' -c 'break pwritev_done a' -c 'aio_write 0 4k' -c 'wait_break a' -c 'resume a' -c aio_flush -c 'break pwritev b' -c 'aio_write 1k 4k' -c 'wait_break b' -c 'resume b' -c 'close'
 --image-opts -c 'write 0 512' -c 'read 0 512' -c 'write -z 0 64k' -c 'discard 0 64k' -c 'write 100 100' driver=blkdebug,align=4096,max-transfer=64k,image.driver=raw,image.file.filename=r.raw
