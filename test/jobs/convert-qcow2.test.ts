@@ -6,7 +6,7 @@ import path from "node:path";
 import { after, before, describe, it } from "node:test";
 import { missingTool, runOurs, runTheirs, words } from "../cli/differential.ts";
 import { random } from "../support/random.ts";
-import { mustRun } from "../support/tools.ts";
+import { mustRun, noHoles } from "../support/tools.ts";
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -121,7 +121,7 @@ describe("convert and qcow2", { skip: missingTool }, () => {
   ];
 
   for (const options of CREATE_OPTIONS) {
-    it(`raw to qcow2 ${options}`, async () => {
+    it(`raw to qcow2 ${options}`, { skip: options === "-S 1M" && noHoles }, async () => {
       const made = await same(`convert -f raw -O qcow2 ${options} mixed.raw @`);
       // And back, by our own driver.
       const { exitCode, stderr } = await runOurs(["convert", "-O", "raw", made, "back.raw"], directory);

@@ -1,6 +1,7 @@
 /** qemu's tools, as the oracle: run with a list of arguments, and skipped with a reason where they are missing. */
 
 import { spawnSync } from "node:child_process";
+import { posix } from "../../src/platform/posix.ts";
 
 export interface ToolResult {
   readonly code: number;
@@ -19,6 +20,11 @@ export function missing(tool: string): string | false {
   }
   return isFound ? false : `${tool} is not installed`;
 }
+
+/** For node:test's `skip`: the reason where files do not tell their holes, for want of the system calls. */
+export const noHoles: string | false = posix().native
+  ? false
+  : "no koffi here: holes are neither seen nor made";
 
 /** Runs a tool to its end. A run of over a minute is ended and throws. */
 export function run(tool: string, args: readonly string[], input = ""): ToolResult {
