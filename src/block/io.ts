@@ -30,12 +30,11 @@ const MAX_ZERO_BUFFER = MiB;
 
 /** @qemu bdrv_check_request32 */
 function checkRequest(node: BlockNode, offset: number, bytes: number): void {
-  if (!node.isInserted) throw new BlockError("ENOMEDIUM", undefined, { node: node.nodeName });
-  if (!(offset >= 0) || !(bytes >= 0) || bytes > MAX_REQUEST_BYTES || offset > MAX_LENGTH - bytes)
-    throw new BlockError("EIO", undefined, { node: node.nodeName, offset });
+  checkRange(node, offset, bytes);
+  if (bytes > MAX_REQUEST_BYTES) throw new BlockError("EIO", undefined, { node: node.nodeName, offset });
 }
 
-/** As `checkRequest`, for requests without a buffer, which may be of any length. */
+/** A request without a buffer may be of any length. */
 function checkRange(node: BlockNode, offset: number, bytes: number): void {
   if (!node.isInserted) throw new BlockError("ENOMEDIUM", undefined, { node: node.nodeName });
   if (!(offset >= 0) || !(bytes >= 0) || offset > MAX_LENGTH - bytes)

@@ -8,7 +8,7 @@ import type { BlockNode } from "../block/node.ts";
 import { findProtocol, type OpenEnvironment } from "../block/open.ts";
 import { DEFAULT_FLAGS } from "../block/open-flags.ts";
 import { type OptionScalar, type Options, type OptionTable, takeOptions } from "../block/options.ts";
-import { createImage, createOptionTable } from "./create.ts";
+import { createImage, createOptionTable, setBackingOptions } from "./create.ts";
 
 /** An image that is to be created. */
 export interface NewImage {
@@ -52,7 +52,7 @@ export function planTarget(image: NewImage, checks: TargetChecks): TargetPlan {
   const table = createOptionTable(format, filename);
   const options: Options = new Map(Object.entries(image.options ?? {}));
   checkOptions(table, options);
-  setBacking(image, table, options);
+  setBackingOptions(table, options, format, image);
   checkBacking(options, checks.sourceCount);
   if (checks.compress) checkCompression(format, table, options);
   options.set("size", checks.sizeBytes);
@@ -65,20 +65,6 @@ function checkOptions(table: OptionTable, options: Options): void {
   for (const [key, { type }] of Object.entries(table)) takeOptions({ [key]: { type } }, left);
   const [unknown] = left.keys();
   if (unknown !== undefined) throw new BlockError("EINVAL", `Invalid parameter '${unknown}'`);
-}
-
-function setBacking(image: NewImage, table: OptionTable, options: Options): void {
-  const { backingFile, backingFormat, format = "raw" } = image;
-  if (backingFile !== undefined) {
-    if (!table["backing_file"])
-      throw new BlockError("ENOTSUP", `Backing file not supported for file format '${format}'`);
-    options.set("backing_file", backingFile);
-  }
-  if (backingFormat !== undefined) {
-    if (!table["backing_fmt"])
-      throw new BlockError("ENOTSUP", `Backing file format not supported for file format '${format}'`);
-    options.set("backing_fmt", backingFormat);
-  }
 }
 
 function checkBacking(options: Options, sourceCount: number): void {

@@ -113,9 +113,13 @@ function checkOption(table: OptionTable, key: string, value: OptionScalar): void
   takeOptions({ [key]: { type: spec.type } }, new Map([[key, value]]));
 }
 
-/** `backingFile` and `backingFormat` go before the options of the same meaning. */
-function addBacking(table: OptionTable, options: Options, request: CreateImageRequest): void {
-  const { backingFile, backingFormat, format, filename } = request;
+/** Sets the options that mean a backing file and its format; ENOTSUP where `format` has none. */
+export function setBackingOptions(
+  table: OptionTable,
+  options: Options,
+  format: string,
+  { backingFile, backingFormat }: Pick<CreateImageRequest, "backingFile" | "backingFormat">,
+): void {
   if (backingFile !== undefined) {
     if (!table["backing_file"])
       throw new BlockError("ENOTSUP", `Backing file not supported for file format '${format}'`);
@@ -126,6 +130,12 @@ function addBacking(table: OptionTable, options: Options, request: CreateImageRe
       throw new BlockError("ENOTSUP", `Backing file format not supported for file format '${format}'`);
     options.set("backing_fmt", backingFormat);
   }
+}
+
+/** `backingFile` and `backingFormat` go before the options of the same meaning. */
+function addBacking(table: OptionTable, options: Options, request: CreateImageRequest): void {
+  const { format, filename } = request;
+  setBackingOptions(table, options, format, request);
   const name = options.get("backing_file");
   if (name === "") throw new BlockError("EINVAL", "Expected backing file name, got empty string");
   if (name === filename)
