@@ -7,10 +7,9 @@ import { MiB, SECTOR_SIZE } from "../../src/block/units.ts";
 import { compressAsync, decompressAsync, decompressNow } from "./codec.ts";
 import { checkOverlap, checkUsable } from "./corruption.ts";
 import { COMPRESSED_HIGH, COPIED_HIGH, compressedEntry, parseCompressed } from "./entries.ts";
-import { type Allocation, Pieces } from "./in-flight.ts";
+import { type Allocation, runPieces } from "./in-flight.ts";
 import { beforeChange, ensureL2, exclusively, freeEntries, readEntry, sliceFor, writeEntry } from "./l2.ts";
 import type { Mapping } from "./mapping.ts";
-import { MAX_PIECES } from "./read.ts";
 import { allocateBytes, freeClusters } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 import { pwrite } from "./write.ts";
@@ -86,13 +85,13 @@ export async function pwriteCompressed(
   if (bytes % clusterSize !== 0 && guestOffset + bytes !== state.node.totalSectors * SECTOR_SIZE)
     throw new BlockError("EINVAL");
   if (bytes <= clusterSize) return writeCluster(co, state, guestOffset, iov);
-  const pieces = new Pieces(MAX_PIECES);
-  for (let done = 0; done < bytes && !pieces.failed; done += clusterSize) {
-    const piece = iovSlice(iov, done, Math.min(done + clusterSize, bytes));
-    const full = pieces.add(writeCluster(co, state, guestOffset + done, piece));
-    if (full) await full;
-  }
-  await pieces.finish();
+  return runPieces(async (pieces) => {
+    for (let done = 0; done < bytes && !pieces.failed; done += clusterSize) {
+      const piece = iovSlice(iov, done, Math.min(done + clusterSize, bytes));
+      const full = pieces.add(writeCluster(co, state, guestOffset + done, piece));
+      if (full) await full;
+    }
+  });
 }
 
 /** Readers take whole sectors: the last compressed cluster must not end in the middle of one. */

@@ -107,17 +107,30 @@ export class Allocations {
   }
 }
 
-/** Runs pieces of one request side by side, at most `limit`; the first failure is thrown when all have ended. */
-export class Pieces {
-  readonly #limit: number;
+/** Pieces of one request that are under way at a time.  @qemu QCOW2_MAX_WORKERS */
+const MAX_PIECES = 8;
+
+/**
+ * Runs the pieces that `cut` adds side by side, at most MAX_PIECES, and ends when all have ended, however `cut`
+ * itself does: buffers are not the caller's again before that. The first failure is thrown.
+ */
+export async function runPieces(cut: (pieces: Pieces) => Promise<void>): Promise<void> {
+  const pieces = new Pieces();
+  try {
+    await cut(pieces);
+  } catch (error) {
+    await pieces.finish().catch(() => {});
+    throw error;
+  }
+  await pieces.finish();
+}
+
+class Pieces {
   readonly #running = new Set<Promise<void>>();
   #error: unknown;
   #failed = false;
 
-  constructor(limit: number) {
-    this.#limit = limit;
-  }
-
+  /** One has failed: no more need be added. */
   get failed(): boolean {
     return this.#failed;
   }
@@ -135,7 +148,7 @@ export class Pieces {
       },
     );
     this.#running.add(tracked);
-    return this.#running.size >= this.#limit ? Promise.race(this.#running) : undefined;
+    return this.#running.size >= MAX_PIECES ? Promise.race(this.#running) : undefined;
   }
 
   async finish(): Promise<void> {

@@ -24,7 +24,7 @@ import {
 import { COMPRESSED_HIGH, entryOffset, isCopied, parseCompressed, setEntry, tableOffset } from "./entries.ts";
 import { Autoclear, HeaderV2, Incompatible, MAX_L1_BYTES } from "./layout.ts";
 import { l2Coverage, placeOf } from "./mapping.ts";
-import { allocateClusters, freeClusters, hex } from "./refcount.ts";
+import { allocateClusters, freeClusters, hex, passDiscard } from "./refcount.ts";
 import type { DiscardType, Qcow2State } from "./state.ts";
 import type { Table } from "./table-cache.ts";
 
@@ -298,9 +298,5 @@ async function release(
   if (!state.passDiscard[discard]) return;
   // Nothing else is ever put there, but a transfer that is under way must find what it looks for.
   await state.transfers.barrier();
-  try {
-    await state.dataFile.pdiscard(co, offset, bytes);
-  } catch (error) {
-    if (!(error instanceof BlockError)) throw error;
-  }
+  await passDiscard(co, state.dataFile, offset, bytes);
 }

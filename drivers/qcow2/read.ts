@@ -4,12 +4,9 @@ import type { Coroutine } from "../../src/block/coroutine.ts";
 import { type IoVector, iovFill, iovLength, iovSlice } from "../../src/block/iov.ts";
 import { readCompressed } from "./compressed.ts";
 import { checkUsable, signalCorruption } from "./corruption.ts";
-import { Pieces } from "./in-flight.ts";
+import { runPieces } from "./in-flight.ts";
 import { Kind, loadSlice, type Mapping, peekMapping } from "./mapping.ts";
 import type { Qcow2State } from "./state.ts";
-
-/** Pieces of one request that are under way at a time.  @qemu QCOW2_MAX_WORKERS */
-export const MAX_PIECES = 8;
 
 /** Fills `iov` from `guestOffset`. What is cached and in one piece costs one read of the file and no other wait. */
 export function pread(
@@ -25,15 +22,14 @@ export function pread(
   return readPieces(co, state, guestOffset, iov, bytes);
 }
 
-async function readPieces(
+function readPieces(
   co: Coroutine<"read">,
   state: Qcow2State,
   guestOffset: number,
   iov: IoVector,
   bytes: number,
 ): Promise<void> {
-  const pieces = new Pieces(MAX_PIECES);
-  try {
+  return runPieces(async (pieces) => {
     for (let done = 0; done < bytes && !pieces.failed; ) {
       co.checkAborted();
       const at = guestOffset + done;
@@ -49,11 +45,7 @@ async function readPieces(
       const full = pieces.add(readPiece(co, state, mapping, at, target, alone));
       if (full) await full;
     }
-  } catch (error) {
-    await pieces.finish().catch(() => {});
-    throw error;
-  }
-  await pieces.finish();
+  });
 }
 
 /** Goes on past the end of a slice, and past a change that makes no difference to a reader, as far as is cached. */

@@ -12,6 +12,7 @@
  *    tables that are made meanwhile land behind them. What is freed by that is freed afterwards.
  */
 
+import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { assert, BlockError } from "../../src/block/errors.ts";
 import { signalCorruption } from "./corruption.ts";
@@ -173,18 +174,18 @@ export async function settleFreed(co: Coroutine<"read">, state: Qcow2State): Pro
   state.freed.clear();
   const { discards } = state;
   state.discards = [];
-  for (const { offset, bytes } of discards) await passDiscard(co, state, offset, bytes);
+  for (const { offset, bytes } of discards) await passDiscard(co, state.file, offset, bytes);
 }
 
-/** Nothing was taken anew since it was freed: that would have settled it first. A failure loses space only. */
-async function passDiscard(
+/** Tells a file what it need not keep; nothing has been put there since it was freed. A failure loses space only. */
+export async function passDiscard(
   co: Coroutine<"read">,
-  state: Qcow2State,
+  file: BlockChild,
   offset: number,
   bytes: number,
 ): Promise<void> {
   try {
-    await state.file.pdiscard(co, offset, bytes);
+    await file.pdiscard(co, offset, bytes);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
   }

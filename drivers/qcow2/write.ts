@@ -16,7 +16,7 @@ import { BlockError } from "../../src/block/errors.ts";
 import { type IoVector, iovConcat, iovLength, iovSlice } from "../../src/block/iov.ts";
 import { checkOverlap, checkUsable, signalCorruption } from "./corruption.ts";
 import { COMPRESSED_HIGH, COPIED_HIGH } from "./entries.ts";
-import { type Allocation, Pieces } from "./in-flight.ts";
+import { type Allocation, runPieces } from "./in-flight.ts";
 import {
   beforeChange,
   ensureL2,
@@ -37,7 +37,7 @@ import {
   peekMapping,
   sliceEntries,
 } from "./mapping.ts";
-import { MAX_PIECES, pread } from "./read.ts";
+import { pread } from "./read.ts";
 import { allocateClusters, freeClusters } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 import type { Table } from "./table-cache.ts";
@@ -104,15 +104,14 @@ async function writeHost(
   }
 }
 
-async function writePieces(
+function writePieces(
   co: Coroutine<"read">,
   state: Qcow2State,
   guestOffset: number,
   iov: IoVector,
   bytes: number,
 ): Promise<void> {
-  const pieces = new Pieces(MAX_PIECES);
-  try {
+  return runPieces(async (pieces) => {
     for (let done = 0; done < bytes && !pieces.failed; ) {
       const piece = await nextPiece(co, state, guestOffset + done, bytes - done);
       if (!piece) continue;
@@ -121,11 +120,7 @@ async function writePieces(
       done += piece.bytes;
       if (full) await full;
     }
-  } catch (error) {
-    await pieces.finish().catch(() => {});
-    throw error;
-  }
-  await pieces.finish();
+  });
 }
 
 interface WritePiece {
