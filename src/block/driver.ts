@@ -92,6 +92,26 @@ export interface SnapshotInfo {
   readonly icount?: bigint;
 }
 
+/** An internal snapshot to be taken; the driver finds an id where none is given.  @qemu QEMUSnapshotInfo */
+export type NewSnapshot = Omit<SnapshotInfo, "id"> & { readonly id?: string };
+
+/** Says which internal snapshot is meant: by id, by name, or by both.  @qemu bdrv_snapshot_find_by_id_and_name */
+export interface SnapshotRef {
+  readonly id?: string;
+  readonly name?: string;
+}
+
+/** Asked to change options of an image that exists.  @qemu bdrv_amend_options */
+export interface AmendRequest<T extends OptionTable> {
+  /** Parsed by the driver's `amendOptions`: only what the user gave. */
+  readonly options: OptionValues<T>;
+  /** Also what may make old readers fail (`--force`). */
+  readonly force: boolean;
+  readonly environment: OpenEnvironment;
+  /** Gets how far the work has come, in units of its own. */
+  readonly onProgress: (done: number, total: number) => void;
+}
+
 /** What `check` found.  @qemu BdrvCheckResult, ImageCheck */
 export interface CheckResult {
   /** Entries that are wrong: data may be lost. */
@@ -116,7 +136,16 @@ export interface CheckOptions {
   readonly report: (line: string) => void;
 }
 
-/** A change of read-only state, prepared; then one of both is called.  @qemu BDRVReopenState */
+/** What an open node is to become; what is not named stays.  @qemu BDRVReopenState */
+export interface ReopenRequest {
+  readonly readOnly: boolean;
+  readonly direct: boolean;
+  readonly noFlush: boolean;
+  /** The driver's own options: those given now over those that the node was opened with. */
+  readonly options: Options;
+}
+
+/** A change of an open node, prepared; then one of both is called. */
 export interface ReopenAction {
   readonly commit: () => void;
   readonly abort: () => void;
@@ -187,7 +216,21 @@ export interface NodeOps {
   readonly check?: (co: Coroutine<"read">, options: CheckOptions) => Promise<CheckResult>;
   readonly listSnapshots?: (co: Coroutine<"read">) => Promise<readonly SnapshotInfo[]>;
   /** Makes the guest see that internal snapshot, read-only, until the node is closed.  @qemu bdrv_snapshot_load_tmp */
-  readonly loadSnapshot?: (co: Coroutine<"read">, idOrName: { id?: string; name?: string }) => Promise<void>;
+  readonly loadSnapshot?: (co: Coroutine<"read">, snapshot: SnapshotRef) => Promise<void>;
+  /** @qemu bdrv_snapshot_create */
+  readonly createSnapshot?: (co: Coroutine<"read">, snapshot: NewSnapshot) => Promise<void>;
+  /** Makes the active content that of the snapshot.  @qemu bdrv_snapshot_goto */
+  readonly gotoSnapshot?: (co: Coroutine<"read">, snapshot: SnapshotRef) => Promise<void>;
+  /** @qemu bdrv_snapshot_delete */
+  readonly deleteSnapshot?: (co: Coroutine<"read">, snapshot: SnapshotRef) => Promise<void>;
+  /** Saved machine state lies behind the guest's end; `offset` counts from there.  @qemu bdrv_co_readv_vmstate */
+  readonly loadVmState?: (co: Coroutine<"read">, offset: number, iov: IoVector) => Promise<void>;
+  /** @qemu bdrv_co_writev_vmstate */
+  readonly saveVmState?: (co: Coroutine<"read">, offset: number, iov: IoVector) => Promise<void>;
+  /** Gives all of the content up, so that the backing file shines through.  @qemu bdrv_make_empty */
+  readonly makeEmpty?: (co: Coroutine<"read">) => Promise<void>;
+  /** @qemu bdrv_amend_options */
+  readonly amend?: (co: Coroutine<"read">, request: AmendRequest<OptionTable>) => Promise<void>;
   /** Rewrites what the image says of its backing file.  @qemu bdrv_change_backing_file */
   readonly changeBackingFile?: (
     co: Coroutine<"read">,
@@ -245,6 +288,8 @@ interface DriverCommon<T extends OptionTable, C extends OptionTable> {
   readonly options: T;
   /** Options of `create`; without it nothing can be created. */
   readonly createOptions?: C;
+  /** Options of `amend`, as `amend -o help` lists them. */
+  readonly amendOptions?: OptionTable;
   readonly open: (co: Coroutine<"none">, node: OpeningNode<T>) => Promise<NodeOps>;
   readonly create?: (co: Coroutine<"none">, request: CreateRequest<C>) => Promise<void>;
 }

@@ -37,11 +37,20 @@ export interface ExternalReference {
 /** Throws to refuse. */
 export type OpenGate = (reference: ExternalReference) => Promise<void>;
 
+/** Key material that a user defined under an id (`--object secret`).  @qemu QCryptoSecret */
+export interface Secret {
+  readonly data: Uint8Array;
+}
+
 /** What an open asks of its surroundings; children inherit it. */
 export interface OpenEnvironment {
   readonly gate: OpenGate;
   /** Gets the text of a warning, without "warning: ". */
   readonly warn: (message: string) => void;
+  /** Gets the text of an error that does not end the work: a close that could not write its caches.  @qemu error_report */
+  readonly error?: (message: string) => void;
+  /** Finds the secret of an id, for drivers that decrypt (`key-secret`); undefined: there is none. */
+  readonly secret?: (id: string) => Secret | undefined;
   /** Gets a line that qemu's tools print on stderr as it stands; without it, `warn` gets it. */
   readonly message?: (line: string) => void;
   /** Gets a line that qemu's tools print on stdout at once: blkdebug's suspended requests. */

@@ -1,6 +1,6 @@
 /** What a command is to the frame, and what the frame gives it to work with. */
 
-import type { OpenEnvironment } from "../block/open.ts";
+import type { OpenEnvironment, Secret } from "../block/open.ts";
 import type { Getopt, OptionSpec } from "./getopt.ts";
 import type { Output } from "./output.ts";
 
@@ -50,11 +50,6 @@ export interface CliContext extends CliStreams {
    * @qemu error_reportf_err
    */
   readonly report: (error: unknown, prefix?: string) => void;
-}
-
-/** A `secret` object, read but not decrypted.  @qemu QCryptoSecret */
-export interface Secret {
-  readonly data: Uint8Array;
 }
 
 /**

@@ -2,13 +2,12 @@
 
 import "../../drivers/index.ts";
 import { BlockError } from "../block/errors.ts";
-import { openGate } from "../block/open.ts";
+import { openGate, type Secret } from "../block/open.ts";
 import {
   type CliContext,
   type CliStreams,
   CommandError,
   ExitError,
-  type Secret,
   UsageError,
 } from "./command.ts";
 import { findCommand } from "./commands.ts";
@@ -101,11 +100,13 @@ function makeContext(program: string, streams: ProgramStreams): CliContext {
   const error = (message: string) => stderr.write(`${program}: ${message}\n`);
   const warn = (message: string) => error(`warning: ${message}`);
   const message = (line: string) => stderr.write(`${line}\n`);
+  const secrets = new Map<string, Secret>();
+  const secret = (id: string) => secrets.get(id);
   return {
     ...streams,
     program,
-    secrets: new Map<string, Secret>(),
-    environment: { gate: openGate, warn, message },
+    secrets,
+    environment: { gate: openGate, warn, message, error, secret },
     error,
     warn,
     report(thrown, prefix) {
