@@ -11,11 +11,11 @@ import { Fallocate, type Posix, posix } from "../src/platform/posix.ts";
 
 /** An open file: the descriptor and what was found out about it. */
 export interface HostFile {
-  /** Replaced by a reopen. */
+  /** Replaced by a reopen, as is `isDirect`. */
   fd: number;
   readonly filename: string;
   readonly isDevice: boolean;
-  readonly isDirect: boolean;
+  isDirect: boolean;
   /** All of it is in memory: a synchronous read never waits. */
   readonly inMemory: boolean;
   readonly posix: Posix;

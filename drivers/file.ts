@@ -193,14 +193,16 @@ function fileOps(host: HostFile, node: BlockNode): NodeOps {
     hasZeroInit: () => !isDevice,
     getInfo: async () => ({}),
     limits: () => (host.isDirect ? { requestAlignment: directAlignment(host), memoryAlignment: 4096 } : {}),
-    async reopen(_, readOnly) {
-      const old = host.fd;
-      const fresh = openDescriptor(host.filename, readOnly, host.isDirect);
+    async reopen(_, { readOnly, direct }) {
+      const { fd, isDirect } = host;
+      const fresh = openDescriptor(host.filename, readOnly, direct);
       host.fd = fresh;
+      host.isDirect = direct;
       return {
-        commit: () => fs.closeSync(old),
+        commit: () => fs.closeSync(fd),
         abort: () => {
-          host.fd = old;
+          host.fd = fd;
+          host.isDirect = isDirect;
           fs.closeSync(fresh);
         },
       };

@@ -1,17 +1,19 @@
 /** The raw format: guest bytes are the file's bytes, or those of a window of it.  @qemu block/raw-format.c */
 
+import type { BlockChild } from "../src/block/child.ts";
 import { createFile } from "../src/block/create.ts";
 import type { FormatDriver } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
 import { type IoVector, iovFlatten, iovLength, iovSlice } from "../src/block/iov.ts";
 import { PROBE_BYTES, probeFormat } from "../src/block/open.ts";
+import { takeOptions } from "../src/block/options.ts";
 import { alignUp, isAligned, SECTOR_SIZE } from "../src/block/units.ts";
 
 const options = {
   /** Where the window starts, in bytes. */
-  offset: { type: "size", strong: true },
+  offset: { type: "size", strong: true, changeable: true },
   /** How long the window is, in bytes. */
-  size: { type: "size", strong: true },
+  size: { type: "size", strong: true, changeable: true },
 } as const;
 
 const createOptions = {
@@ -27,10 +29,10 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
   probe: () => 1,
 
   async open(co, { node, options: { offset = 0, size }, openFileChild, environment }) {
-    const isWindow = offset > 0 || size !== undefined;
+    const isPart = offset > 0 || size !== undefined;
     const file = await openFileChild(co, {
       primary: true,
-      ...(isWindow ? { data: true } : { filtered: true }),
+      ...(isPart ? { data: true } : { filtered: true }),
     });
     if (node.probed && !node.readOnly) {
       const tell = environment.message ?? environment.warn;
@@ -40,46 +42,32 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
           "         Specify the 'raw' format explicitly to remove the restrictions.",
       );
     }
-    const fileLength = file.node.totalSectors * SECTOR_SIZE;
-    if (offset > fileLength)
-      throw new BlockError(
-        "EINVAL",
-        `Offset (${offset}) cannot be greater than size of the containing file (${fileLength})`,
-      );
-    if (size !== undefined && size > fileLength - offset)
-      throw new BlockError(
-        "EINVAL",
-        `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the ` +
-          ` actual size of the containing file (${fileLength})`,
-      );
-    if (size !== undefined && !isAligned(size, SECTOR_SIZE))
-      throw new BlockError("EINVAL", `Specified size is not multiple of ${SECTOR_SIZE}`);
-    const window = size;
+    let window = checkWindow({ offset, size }, file);
     const check = (at: number, bytes: number) => {
-      if (window !== undefined && at + bytes > window) throw new BlockError("ENOSPC");
+      if (window.size !== undefined && at + bytes > window.size) throw new BlockError("ENOSPC");
     };
     return {
       hasVariableLength: true,
       supportedWriteFlags: file.node.supportedWriteFlags,
       supportedZeroFlags: file.node.supportedZeroFlags,
-      getLength: async (co) => window ?? (await file.getLength(co)) - offset,
+      getLength: async (co) => window.size ?? (await file.getLength(co)) - window.offset,
       async pread(co, at, iov, flags) {
         if (file.debug) await file.debug.event(co, "read_aio");
-        await file.pread(co, at + offset, iov, flags);
+        await file.pread(co, at + window.offset, iov, flags);
       },
       async pwrite(co, at, iov, flags) {
         check(at, iovLength(iov));
         if (node.probed && at < PROBE_BYTES) refuseOtherFormat(iov);
         if (file.debug) await file.debug.event(co, "write_aio");
-        await file.pwrite(co, at + offset, iov, flags);
+        await file.pwrite(co, at + window.offset, iov, flags);
       },
       async pwriteZeroes(co, at, bytes, flags) {
         check(at, bytes);
-        await file.pwriteZeroes(co, at + offset, bytes, flags);
+        await file.pwriteZeroes(co, at + window.offset, bytes, flags);
       },
       async pdiscard(co, at, bytes) {
         check(at, bytes);
-        await file.pdiscard(co, at + offset, bytes);
+        await file.pdiscard(co, at + window.offset, bytes);
       },
       async blockStatus(_, _wantZero, at, bytes) {
         return {
@@ -88,13 +76,24 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
           zero: false,
           allocated: false,
           raw: true,
-          offset: at + offset,
+          offset: at + window.offset,
           file: file.node,
         };
       },
       async truncate(co, bytes, exact, prealloc, flags) {
-        if (window !== undefined) throw new BlockError("ENOTSUP", "Cannot resize fixed-size raw disks");
-        await file.truncate(co, bytes + offset, exact, prealloc, flags);
+        if (window.size !== undefined) throw new BlockError("ENOTSUP", "Cannot resize fixed-size raw disks");
+        await file.truncate(co, bytes + window.offset, exact, prealloc, flags);
+      },
+      async reopen(_, { options: given }) {
+        const old = window;
+        const { offset: newOffset = 0, size: newSize } = takeOptions(options, new Map(given));
+        window = checkWindow({ offset: newOffset, size: newSize }, file);
+        return {
+          commit: () => {},
+          abort: () => {
+            window = old;
+          },
+        };
       },
       hasZeroInit: () => file.node.ops.hasZeroInit?.() ?? false,
       getInfo: async (co) => (await file.node.ops.getInfo?.(co)) ?? {},
@@ -119,6 +118,32 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
     );
   },
 };
+
+/** The part of the file that is shown, in bytes; without a size all from the offset on. */
+interface Window {
+  readonly offset: number;
+  readonly size: number | undefined;
+}
+
+/** @qemu raw_apply_options */
+function checkWindow(window: Window, file: BlockChild): Window {
+  const { offset, size } = window;
+  const fileLength = file.node.totalSectors * SECTOR_SIZE;
+  if (offset > fileLength)
+    throw new BlockError(
+      "EINVAL",
+      `Offset (${offset}) cannot be greater than size of the containing file (${fileLength})`,
+    );
+  if (size !== undefined && size > fileLength - offset)
+    throw new BlockError(
+      "EINVAL",
+      `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the ` +
+        ` actual size of the containing file (${fileLength})`,
+    );
+  if (size !== undefined && !isAligned(size, SECTOR_SIZE))
+    throw new BlockError("EINVAL", `Specified size is not multiple of ${SECTOR_SIZE}`);
+  return window;
+}
 
 /** The guest of a probed raw image must not make its image pass for another format, which could name any file. */
 function refuseOtherFormat(iov: IoVector): void {

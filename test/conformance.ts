@@ -280,10 +280,10 @@ const WRITING: Tests = {
   "reopened read-only it refuses writes, and takes them when it is writable again": (subject) =>
     changed(subject, new Uint8Array(subject.unit * UNITS), async (image, model) => {
       await write(image, model, 0, new Uint8Array(subject.unit).fill(1));
-      await image.reopen(true);
+      await image.reopen({ readOnly: true });
       await failsWith("EPERM", image.write(0, Uint8Array.of(9)));
       if (subject.keepsData) same(await image.read(0, model.length), model, 0);
-      await image.reopen(false);
+      await image.reopen({ readOnly: false });
       await write(image, model, 2 * subject.unit, new Uint8Array(subject.unit).fill(3));
     }),
 };

@@ -96,7 +96,7 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
       state.metadataIndex = undefined;
     },
     changeBackingFile: (co, name, format) => state.lock.run(() => changeBackingFile(co, state, name, format)),
-    async reopen(co, readOnly) {
+    async reopen(co, { readOnly }) {
       if (readOnly) await graphRdlock(co, (reader) => state.lock.run(() => settle(reader, state)));
       else checkWritable(state);
       return { commit: () => {}, abort: () => {} };

@@ -12,7 +12,7 @@ import { attachRoot, detach } from "./graph.ts";
 import { type IoVector, iovLength } from "./iov.ts";
 import type { BlockNode } from "./node.ts";
 import { type OpenRequest, openNode } from "./open.ts";
-import { reopenSubtree } from "./reopen.ts";
+import { type ReopenChanges, reopenSubtree } from "./reopen.ts";
 
 /** How one request is to be made, beside its range. */
 export interface RequestOptions {
@@ -218,15 +218,15 @@ export class BlockBackend implements ChildParent {
     return this.run((co, root) => blockStatusAbove(co, root.node, undefined, true, offset, bytes), signal);
   }
 
-  /** Switches between read-only and read-write, the backing files aside.  @qemu bdrv_reopen_set_read_only */
-  async reopen(readOnly: boolean): Promise<void> {
+  /** Changes how the image is open, its requests waiting meanwhile. An error leaves all as it was.  @qemu bdrv_reopen */
+  async reopen(changes: ReopenChanges): Promise<void> {
+    const write = Perm.Write | Perm.WriteUnchanged | Perm.Resize;
     await this.context.run((main) => {
-      const write = Perm.Write | Perm.WriteUnchanged | Perm.Resize;
       const { used, shared } = this.root.perm;
-      return reopenSubtree(main, this.root, readOnly, {
+      return reopenSubtree(main, this.root, changes, (readOnly) => ({
         used: readOnly ? used & ~write : used | write,
         shared,
-      });
+      }));
     });
   }
 

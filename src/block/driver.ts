@@ -136,12 +136,12 @@ export interface CheckOptions {
   readonly report: (line: string) => void;
 }
 
-/** What an open node is to become; what is not named stays.  @qemu BDRVReopenState */
+/** What an open node is to become.  @qemu BDRVReopenState */
 export interface ReopenRequest {
   readonly readOnly: boolean;
   readonly direct: boolean;
   readonly noFlush: boolean;
-  /** The driver's own options: those given now over those that the node was opened with. */
+  /** All values of the driver's options that are `changeable`: those given now over the ones in force. */
   readonly options: Options;
 }
 
@@ -239,7 +239,7 @@ export interface NodeOps {
   ) => Promise<void>;
 
   /** Between prepare (this call) and commit or abort the node is drained. */
-  readonly reopen?: (co: Coroutine<"none">, readOnly: boolean) => Promise<ReopenAction>;
+  readonly reopen?: (co: Coroutine<"none">, request: ReopenRequest) => Promise<ReopenAction>;
   /** blkdebug's breakpoints and events; other drivers forward to `file`.  @qemu bdrv_debug_event */
   readonly debug?: DebugOps;
   /** Children are still there. The core has drained the node, and flushed it if it could be written. */

@@ -32,6 +32,8 @@ export class BlockNode implements ChildParent {
   readonly parents = new Set<BlockChild>();
   /** The driver's own options that it was opened with and that are part of what the guest sees; no children. */
   readonly ownOptions: Options;
+  /** What the user gave of the driver's options that a reopen may change. */
+  changeableOptions: Options = new Map();
   /** As the user gave it, or made from the options; `json:{...}` where no plain name says it all. */
   filename: string;
   /** A plain filename that opens the same; "" where there is none. */

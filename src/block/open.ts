@@ -210,7 +210,7 @@ async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRe
 }
 
 /** The options that every node has.  @qemu bdrv_runtime_opts */
-function takeFlags(options: Options, given: OpenFlags): OpenFlags {
+export function takeFlags(options: Options, given: OpenFlags): OpenFlags {
   const discard = takeString(options, "discard");
   const detectZeroes = takeString(options, "detect-zeroes");
   const flags: OpenFlags = {
@@ -413,11 +413,14 @@ function makeNode(
     throw new BlockError("EINVAL", "Node name too long");
   const name = given ?? `#block${String(namesMade++).padStart(3, "0")}`;
   const ownOptions: Options = new Map();
+  const changeableOptions: Options = new Map();
   for (const [key, spec] of Object.entries(driver.options)) {
     const value = options.get(key);
     if (spec.strong && value !== undefined) ownOptions.set(key, value);
+    if (spec.changeable && value !== undefined) changeableOptions.set(key, value);
   }
   const node = new BlockNode(context, name, driver, filename ?? "", flags, ownOptions);
+  node.changeableOptions = changeableOptions;
   context.nodes.set(name, node);
   return node;
 }

@@ -28,6 +28,8 @@ export interface OptionSpec {
   readonly refusal?: string;
   /** Part of what the guest sees: it appears in `json:` names.  @qemu strong_runtime_opts */
   readonly strong?: boolean;
+  /** A reopen may give it another value. */
+  readonly changeable?: boolean;
   /** As `create -o help` prints it. */
   readonly help?: string;
   /** As `create` shows it where the user gave none ("65536"): the driver's own default, in text. */

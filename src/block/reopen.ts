@@ -1,39 +1,56 @@
-/** Changing read-only to read-write and back on open nodes, all or none of them.  @qemu bdrv_reopen_multiple */
+/** Changing flags and options of open nodes, all of them or none.  @qemu bdrv_reopen_multiple */
 
 import type { MainLoop } from "./aio-context.ts";
 import type { BlockChild, PermPair } from "./child.ts";
 import { type Coroutine, coWrapperMixedUnlocked, graphRdlock } from "./coroutine.ts";
 import type { ReopenAction } from "./driver.ts";
 import { BlockError } from "./errors.ts";
-import { setEdgePerm, subtreeDrainedBegin, subtreeDrainedEnd } from "./graph.ts";
+import { refreshLimits, setEdgePerm, subtreeDrainedBegin, subtreeDrainedEnd } from "./graph.ts";
 import { flush } from "./io.ts";
 import type { BlockNode } from "./node.ts";
+import { takeFlags } from "./open.ts";
+import type { OpenFlags } from "./open-flags.ts";
+import { type Options, takeBool, takeOptions, takePrefix } from "./options.ts";
 
-/** The nodes that share their parent's read-only state: everything but backing files. */
-function reopenable(node: BlockNode): BlockNode[] {
-  const below = [...node.children.values()]
-    .filter((edge) => !edge.role.cow)
-    .flatMap((edge) => reopenable(edge.node));
-  return [...new Set([...below, node])];
+/** What is to change; the rest stays. */
+export interface ReopenChanges {
+  /** Of the image and of all below it but backing files. */
+  readonly readOnly?: boolean | undefined;
+  /** Of the image and of all below it. */
+  readonly direct?: boolean | undefined;
+  readonly noFlush?: boolean | undefined;
+  /** Options as for an open; those of a child under its name ("file.cache.direct"). */
+  readonly options?: Options | undefined;
 }
 
-/** Reopens what is below `root`, and gives `root` the permissions `perm`. An error leaves all as it was. */
+/** What one node becomes. */
+interface Step {
+  readonly node: BlockNode;
+  readonly flags: OpenFlags;
+  /** All values of the driver's changeable options. */
+  readonly options: Options;
+}
+
+/** Reopens `root`'s node and what is below it, and gives `root` the permissions `perm`. An error leaves all as it was. */
 export async function reopenSubtree(
   caller: Coroutine<"none"> | MainLoop,
   root: BlockChild,
-  readOnly: boolean,
-  perm: PermPair,
+  changes: ReopenChanges,
+  permFor: (readOnly: boolean) => PermPair,
 ): Promise<void> {
   const { node } = root;
-  if (node.readOnly === readOnly) return;
+  const steps = new Map<BlockNode, Step>();
+  planSubtree(steps, node, changes, new Map(changes.options));
+  const changed = [...steps.values()].filter(isChange);
+  if (changed.length === 0) return;
+  const readOnly = steps.get(node)?.flags.readOnly ?? node.readOnly;
+  // Who goes read-only writes its caches back first, through children that can still be written.
+  if (readOnly) changed.reverse();
   await subtreeDrainedBegin(caller, node);
   const prepared: ReopenAction[] = [];
   try {
-    const nodes = reopenable(node);
-    // Who goes read-only writes its caches back first, through children that can still be written.
-    if (readOnly) nodes.reverse();
-    for (const each of nodes) prepared.push(await prepareReopen(caller, each, readOnly));
-    await setEdgePerm(caller, root, perm);
+    for (const step of changed) prepared.push(await prepareReopen(caller, step));
+    await setEdgePerm(caller, root, permFor(readOnly));
   } catch (error) {
     for (const action of prepared.reverse()) action.abort();
     throw error;
@@ -41,21 +58,93 @@ export async function reopenSubtree(
     subtreeDrainedEnd(node);
   }
   for (const action of prepared) action.commit();
+  for (const each of steps.keys()) await refreshLimits(caller, each);
+}
+
+/** Notes what each node becomes, children first. */
+function planSubtree(
+  steps: Map<BlockNode, Step>,
+  node: BlockNode,
+  inherited: Pick<ReopenChanges, "readOnly" | "direct" | "noFlush">,
+  given: Options,
+): void {
+  const old = node.flags;
+  const ofChildren = new Map<string, Options>();
+  for (const key of node.children.keys()) ofChildren.set(key, takePrefix(given, `${key}.`));
+  const forceShare = takeBool(new Map(given), "force-share") ?? old.forceShare;
+  if (forceShare !== old.forceShare) throw new BlockError("EINVAL", "Cannot change the option 'force-share'");
+  const flags = takeFlags(given, {
+    ...old,
+    readOnly: inherited.readOnly ?? old.readOnly,
+    direct: inherited.direct ?? old.direct,
+    noFlush: inherited.noFlush ?? old.noFlush,
+  });
+  const options = takeChangeable(node, given);
+  const passed = {
+    direct: flags.direct === old.direct ? undefined : flags.direct,
+    noFlush: flags.noFlush === old.noFlush ? undefined : flags.noFlush,
+  };
+  const readOnly = flags.readOnly === old.readOnly ? undefined : flags.readOnly;
+  for (const [key, edge] of node.children)
+    planSubtree(
+      steps,
+      edge.node,
+      edge.role.cow ? passed : { ...passed, readOnly },
+      ofChildren.get(key) ?? new Map(),
+    );
+  steps.set(node, { node, flags, options });
+}
+
+/** The driver's changeable options with their new values; what else is named must be as it is.  @qemu bdrv_reopen_prepare */
+function takeChangeable(node: BlockNode, given: Options): Options {
+  const values = new Map(node.changeableOptions);
+  for (const [key, value] of given) {
+    const text = String(value);
+    if (node.driver.options[key]?.changeable) values.set(key, value);
+    else if ((key === "file" || key === "backing") && node.children.get(key)?.node.nodeName !== text)
+      throw new BlockError("ENODEV", `Cannot find device='' nor node-name='${text}'`);
+    else if (currentValue(node, key) !== text)
+      throw new BlockError("EINVAL", `Cannot change the option '${key}'`);
+  }
+  // Bad values are refused before anything is changed.
+  takeOptions(node.driver.options, new Map(values));
+  return values;
+}
+
+/** The value of what is fixed while a node is open; undefined: it has none. */
+function currentValue(node: BlockNode, key: string): string | undefined {
+  if (key === "driver") return node.driver.formatName;
+  if (key === "node-name") return node.nodeName;
+  if (key === "file" || key === "backing") return node.children.get(key)?.node.nodeName;
+  if (key === "filename" && node.driver.kind === "protocol") return node.exactFilename;
+  const own = node.ownOptions.get(key);
+  return own === undefined ? undefined : String(own);
+}
+
+function isChange({ node, flags, options }: Step): boolean {
+  const keys = Object.keys(flags) as (keyof OpenFlags)[];
+  if (keys.some((key) => flags[key] !== node.flags[key])) return true;
+  return [...options].some(([key, value]) => node.changeableOptions.get(key) !== value);
 }
 
 /** After this the node shows its new state; the action makes it final or takes it back. */
 const prepareReopen = coWrapperMixedUnlocked(
-  async (co: Coroutine<"none">, node: BlockNode, readOnly: boolean): Promise<ReopenAction> => {
-    const oldFlags = node.flags;
-    if (!readOnly && oldFlags.forceShare)
-      throw new BlockError("EINVAL", "force-share=on can only be used with read-only images");
-    if (readOnly) await graphRdlock(co, (reader) => flush(reader, node));
-    const action = await node.ops.reopen?.(co, readOnly);
-    node.flags = { ...oldFlags, readOnly };
+  async (co: Coroutine<"none">, { node, flags, options }: Step): Promise<ReopenAction> => {
+    const { flags: oldFlags, changeableOptions: oldOptions } = node;
+    if (flags.readOnly && !oldFlags.readOnly) await graphRdlock(co, (reader) => flush(reader, node));
+    const { readOnly, direct, noFlush } = flags;
+    const action = await node.ops.reopen?.(co, { readOnly, direct, noFlush, options });
+    node.flags = flags;
+    node.changeableOptions = options;
     return {
-      commit: () => action?.commit(),
+      commit: () => {
+        for (const [key, value] of options)
+          if (node.driver.options[key]?.strong) node.ownOptions.set(key, value);
+        action?.commit();
+      },
       abort: () => {
         node.flags = oldFlags;
+        node.changeableOptions = oldOptions;
         action?.abort();
       },
     };

@@ -459,10 +459,10 @@ describe("reopening", () => {
       { flags: { readOnly: true } },
     );
     await assert.rejects(image.write(0, Uint8Array.of(1)), { errno: "EPERM" });
-    await image.reopen(false);
+    await image.reopen({ readOnly: false });
     assert.ok(!image.node.readOnly && !image.node.file?.node.readOnly);
     await image.write(0, Uint8Array.of(1));
-    await image.reopen(true);
+    await image.reopen({ readOnly: true });
     assert.ok(image.node.readOnly && image.node.file?.node.readOnly);
     await assert.rejects(image.write(0, Uint8Array.of(1)), { errno: "EPERM" });
     assert.deepEqual(await image.read(0, 1), Uint8Array.of(1));
@@ -498,7 +498,7 @@ describe("reopening", () => {
     test.after(() => unregisterDriver("pair"));
     const options = { driver: "pair", file: { driver: "file", filename }, other: { driver: "stubborn" } };
     await using image = await openBackend(options);
-    await assert.rejects(image.reopen(true), /not now/);
+    await assert.rejects(image.reopen({ readOnly: true }), /not now/);
     assert.ok(!done.includes("commit"));
     for (const node of image.node.context.nodes.values()) assert.ok(!node.readOnly, node.nodeName);
     await image.write(0, Uint8Array.of(5));
@@ -510,7 +510,7 @@ describe("reopening", () => {
     const memory = memoryDriver(test, "memory", 4096);
     await using image = await openBackend({ driver: "memory" });
     memory.calls.length = 0;
-    await image.reopen(false);
+    await image.reopen({ readOnly: false });
     assert.deepEqual(memory.calls, []);
   });
 });
