@@ -176,6 +176,12 @@ export function parseSize(text: string, defaultSuffix = "b"): number | undefined
   return size >= 2 ** 64 ? "range" : size;
 }
 
+/** Tells of a size that has a suffix behind a hexadecimal number: it is taken, for the time being. */
+export function warnOfHexSuffix(size: string, warn: (message: string) => void): void {
+  if (/^\s*\+?0x[0-9a-f]+[kmgtp]/i.test(size))
+    warn(`Using a multiplier suffix on hex numbers is deprecated: ${size}`);
+}
+
 /** Splits "a=b,c=d,,e": a doubled comma stands for one. A key alone is `on`, with "no" before it `off`. Keys are not checked here, "" neither.  @qemu QemuOpts */
 export function parseKeyValues(text: string, impliedKey?: string): Options {
   const options: Options = new Map();

@@ -11,6 +11,7 @@ import { run as create } from "./create.ts";
 import { HELP_OPTION, type OptionSpec } from "./getopt.ts";
 import { run as info } from "./info.ts";
 import { run as map } from "./map.ts";
+import { run as resize } from "./resize.ts";
 
 const OBJECT: OptionSpec = {
   name: "object",
@@ -202,6 +203,26 @@ export const commands: readonly Command[] = [
       FORCE_SHARE,
     ],
     load: async () => ({ run: map }),
+  },
+  {
+    name: "resize",
+    summary: "Change the size of an image",
+    operands: "FILENAME [+|-]SIZE",
+    options: [
+      HELP_OPTION,
+      FORMAT,
+      {
+        name: "preallocation",
+        long: "preallocation",
+        value: "MODE",
+        help: "How far new space is set aside: off, metadata, falloc or full",
+      },
+      { name: "shrink", long: "shrink", help: "The image may become smaller" },
+      QUIET,
+      OBJECT,
+      IMAGE_OPTS,
+    ],
+    load: async () => ({ run: resize }),
   },
 ];
 

@@ -1,6 +1,6 @@
 /** Numbers, sizes and JSON as qemu-img prints them. */
 
-import { parseSize } from "../block/options.ts";
+import { parseSize, warnOfHexSuffix } from "../block/options.ts";
 import { CommandError } from "./command.ts";
 
 const UNITS = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"] as const;
@@ -32,8 +32,7 @@ const MAX_INT64 = 2 ** 63;
 
 /** A size from the command line; `what` says which for the message: "image size".  @qemu cvtnum_full */
 export function parseSizeArgument(what: string, text: string, warn?: (message: string) => void): number {
-  if (/^\s*\+?0x[0-9a-f]+[kmgtp]/i.test(text))
-    warn?.(`Using a multiplier suffix on hex numbers is deprecated: ${text}`);
+  if (warn) warnOfHexSuffix(text, warn);
   const size = parseSize(text);
   if (size === undefined) {
     throw new CommandError([

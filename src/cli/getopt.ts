@@ -51,7 +51,7 @@ export const HELP_OPTION: OptionSpec = { name: "help", short: "h", long: "help",
 /** Walks over arguments: `next` gives one option after the other, and then `operands` has all that were none. */
 export class Getopt {
   readonly operands: string[] = [];
-  readonly #args: readonly string[];
+  #args: readonly string[];
   readonly #specs: readonly OptionSpec[];
   readonly #command: string;
   readonly #stopAtOperand: boolean;
@@ -73,6 +73,17 @@ export class Getopt {
     this.#args = args;
     this.#specs = specs;
     this.#stopAtOperand = stopAtOperand;
+  }
+
+  /** Takes the last word away, whatever it looks like; undefined if there is none. Called before `next`. */
+  takeLast(): string | undefined {
+    const last = this.#args.at(-1);
+    this.#args = this.#args.slice(0, -1);
+    return last;
+  }
+
+  get isEmpty(): boolean {
+    return this.#args.length === 0;
   }
 
   /** The next option; undefined when there is none left. Throws OptionError. */

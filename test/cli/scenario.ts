@@ -1,0 +1,74 @@
+/**
+ * A story of several command lines, told twice: by QEMU's tools in one directory and by ours in another. After each
+ * line that is compared, output, exit code and every byte of every file must be the same.
+ */
+
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import fs from "node:fs";
+import path from "node:path";
+import { type Cleanup, tempDir } from "../support/temp.ts";
+import { type RunResult, runOurs, words } from "./differential.ts";
+
+export class Scenario {
+  /** Where QEMU's tools work. */
+  readonly theirs: string;
+  readonly ours: string;
+
+  constructor(test: Cleanup) {
+    const root = tempDir(test);
+    this.theirs = path.join(root, "theirs");
+    this.ours = path.join(root, "ours");
+    fs.mkdirSync(this.theirs);
+    fs.mkdirSync(this.ours);
+  }
+
+  /** Lines that QEMU's tools run in both directories, to begin with the same files. */
+  given(...lines: readonly string[]): void {
+    for (const line of lines)
+      for (const directory of [this.theirs, this.ours]) {
+        const { exitCode, stderr } = runTheirs(words(line), directory);
+        assert.equal(exitCode, 0, `${line}: ${stderr}`);
+      }
+  }
+
+  /** Changes the files in both directories by other means. */
+  change(fn: (directory: string) => void): void {
+    for (const directory of [this.theirs, this.ours]) fn(directory);
+  }
+
+  /** Each line is run by both and compared. "qemu-img" may be left out. */
+  async same(...lines: readonly string[]): Promise<void> {
+    for (const line of lines) {
+      const given = words(line);
+      const args = given[0]?.startsWith("qemu-") ? given : ["qemu-img", ...given];
+      const [tool = "", ...rest] = args;
+      const expected = runTheirs(args, this.theirs);
+      assert.deepEqual(await runOurs(rest, this.ours, tool), expected, line);
+      this.sameFiles(line);
+    }
+  }
+
+  /** Fails at the first byte that differs. */
+  sameFiles(what: string): void {
+    assert.deepEqual(list(this.ours), list(this.theirs), what);
+    for (const name of list(this.ours)) {
+      const one = path.join(this.ours, name);
+      const other = path.join(this.theirs, name);
+      const { status, stdout } = spawnSync("cmp", [one, other], { encoding: "utf8" });
+      assert.equal(status, 0, `${what}: ${stdout}`);
+    }
+  }
+}
+
+function runTheirs([tool = "", ...args]: readonly string[], directory: string): RunResult {
+  const { stdout, stderr, status } = spawnSync(tool, args, { cwd: directory, encoding: "utf8" });
+  return { stdout, stderr, exitCode: status ?? -1 };
+}
+
+function list(directory: string): string[] {
+  return fs
+    .readdirSync(directory)
+    .sort()
+    .map((name) => name);
+}
