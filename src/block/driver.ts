@@ -148,6 +148,8 @@ export interface ReopenRequest {
 /** A change of an open node, prepared; then one of both is called. */
 export interface ReopenAction {
   readonly commit: () => void;
+  /** Runs after all commits, before any request: for what is written into a node that has become writable. */
+  readonly committed?: ((co: Coroutine<"none">) => Promise<void>) | undefined;
   readonly abort: () => void;
 }
 
@@ -237,6 +239,13 @@ export interface NodeOps {
     backingFile: string | undefined,
     backingFormat: string | undefined,
   ) => Promise<void>;
+
+  /** Whether this image can store dirty bitmaps.  @qemu bdrv_supports_persistent_dirty_bitmap */
+  readonly supportsBitmaps?: () => boolean;
+  /** Throws if such a bitmap could not be stored with the image; `granularity` in bytes.  @qemu bdrv_can_store_new_dirty_bitmap */
+  readonly checkNewBitmap?: (co: Coroutine<"read">, name: string, granularity: number) => Promise<void>;
+  /** Takes a bitmap out of the image; one that is not stored yet is no error.  @qemu bdrv_remove_persistent_dirty_bitmap */
+  readonly removeStoredBitmap?: (co: Coroutine<"read">, name: string) => Promise<void>;
 
   /** Between prepare (this call) and commit or abort the node is drained. */
   readonly reopen?: (co: Coroutine<"none">, request: ReopenRequest) => Promise<ReopenAction>;

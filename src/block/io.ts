@@ -18,11 +18,13 @@
 
 import { type BlockChild, Perm } from "./child.ts";
 import type { Coroutine } from "./coroutine.ts";
+import { markDirty, resizeBitmaps } from "./dirty-bitmap.ts";
 import { Req, type ReqFlags } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
 import { type IoVector, iovConcat, iovFill, iovIsZero, iovLength, iovSlice } from "./iov.ts";
 import { getLength } from "./length.ts";
 import type { BlockNode } from "./node.ts";
+import type { TrackedRequest } from "./tracked-request.ts";
 import { alignDown, alignUp, KiB, MAX_LENGTH, MAX_REQUEST_BYTES, MiB, SECTOR_SIZE } from "./units.ts";
 
 /** The largest buffer of zeroes that stands in for a zero write. */
@@ -122,7 +124,8 @@ export async function pwrite(
     return tracked(co, node, offset, bytes, flags, () => ops.pwriteCompressed?.(co, offset, iov));
   }
   if (bytes === 0) return;
-  if (!ops.pwrite && node.filtered) return node.filtered.pwrite(co, offset, iov, flags);
+  if (!ops.pwrite && node.filtered)
+    return forwarded(node, offset, bytes, node.filtered.pwrite(co, offset, iov, flags));
   if (node.flags.detectZeroes !== "off" && !(flags & Req.NoFallback) && iovIsZero(iov)) {
     const unmap = node.flags.detectZeroes === "unmap" ? Req.MayUnmap : 0;
     return pwriteZeroes(co, child, offset, bytes, flags | unmap);
@@ -139,7 +142,7 @@ export async function pwrite(
       await unalignedPwrite(co, node, offset, bytes, iov, flags);
     }
   } finally {
-    node.tracker.end(request);
+    endWrite(node, request);
   }
 }
 
@@ -249,7 +252,8 @@ export async function pwriteZeroes(
   assertWritable(co, child, flags);
   if (bytes === 0) return;
   // A filter that changes what a write is (compress) has pwrite; zero writes pass it all the same.
-  if (!node.ops.pwriteZeroes && node.filtered) return node.filtered.pwriteZeroes(co, offset, bytes, flags);
+  if (!node.ops.pwriteZeroes && node.filtered)
+    return forwarded(node, offset, bytes, node.filtered.pwriteZeroes(co, offset, bytes, flags));
   // Without leave to unmap, the blocks stay.
   const zeroFlags = (node.flags.unmap ? flags : flags & ~Req.MayUnmap) | Req.ZeroWrite;
   const alignment = node.limits.requestAlignment;
@@ -264,7 +268,7 @@ export async function pwriteZeroes(
     }
     noteLength(node, offset + bytes);
   } finally {
-    node.tracker.end(request);
+    endWrite(node, request);
   }
 }
 
@@ -381,7 +385,7 @@ export async function pdiscard(
   const { ops, limits } = node;
   if (bytes === 0 || !node.flags.unmap) return;
   if (!ops.pdiscard) {
-    if (node.filtered) await node.filtered.pdiscard(co, offset, bytes);
+    if (node.filtered) await forwarded(node, offset, bytes, node.filtered.pdiscard(co, offset, bytes));
     return;
   }
   const alignment = Math.max(limits.pdiscardAlignment, limits.requestAlignment);
@@ -437,7 +441,24 @@ function assertWritable(co: Coroutine<"read">, child: BlockChild, flags: ReqFlag
 /** Lets the length grow with a write past the end.  @qemu bdrv_co_write_req_finish */
 function noteLength(node: BlockNode, end: number): void {
   const sectors = Math.ceil(end / SECTOR_SIZE);
-  if (sectors > node.totalSectors) node.totalSectors = sectors;
+  if (sectors <= node.totalSectors) return;
+  node.totalSectors = sectors;
+  if (node.dirtyBitmaps.length > 0) resizeBitmaps(node);
+}
+
+/** Whether it failed or not: a part may have been written.  @qemu bdrv_co_write_req_finish */
+function endWrite(node: BlockNode, request: TrackedRequest): void {
+  if (node.dirtyBitmaps.length > 0) markDirty(node, request.start, request.end - request.start);
+  node.tracker.end(request);
+}
+
+/** A write that goes through a filter as it is: the filter's own bitmaps see it too. */
+async function forwarded(node: BlockNode, offset: number, bytes: number, done: Promise<void>): Promise<void> {
+  try {
+    await done;
+  } finally {
+    if (node.dirtyBitmaps.length > 0) markDirty(node, offset, bytes);
+  }
 }
 
 /** Runs `fn` as a write request of the node: seen by drains, and after serialising ones that overlap. */
@@ -459,6 +480,6 @@ async function tracked(
     }
     if (flags & Req.Fua) await flush(co, node);
   } finally {
-    node.tracker.end(request);
+    endWrite(node, request);
   }
 }

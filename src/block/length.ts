@@ -2,6 +2,7 @@
 
 import { type BlockChild, Perm } from "./child.ts";
 import { assertGraphReadable, type Coroutine, coWrapperMixed } from "./coroutine.ts";
+import { resizeBitmaps } from "./dirty-bitmap.ts";
 import { type Prealloc, Req, type ReqFlags } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
@@ -21,6 +22,7 @@ async function refreshTotalSectorsCo(co: Coroutine<"read">, node: BlockNode, hin
   if (!(sectors * SECTOR_SIZE <= MAX_LENGTH))
     throw new BlockError("EFBIG", undefined, { node: node.nodeName });
   node.totalSectors = sectors;
+  if (node.dirtyBitmaps.length > 0) resizeBitmaps(node);
 }
 
 /**

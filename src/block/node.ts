@@ -3,6 +3,7 @@
 import type { AioContext, MainLoop } from "./aio-context.ts";
 import type { BlockChild, ChildParent } from "./child.ts";
 import type { Coroutine } from "./coroutine.ts";
+import type { DirtyBitmap } from "./dirty-bitmap.ts";
 import type { BlockDriver, BlockLimits, NodeOps } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
 import { getLength, refreshTotalSectors } from "./length.ts";
@@ -51,6 +52,9 @@ export class BlockNode implements ChildParent {
   /** What the image itself says of its backing file; set by the driver in `open`. */
   backingFilename: string | undefined;
   backingFormat: string | undefined;
+
+  /** What has been written to, for backups; the newest first. Changed only by `dirty-bitmap.ts`. */
+  readonly dirtyBitmaps: DirtyBitmap[] = [];
 
   /** How many drains are in force. */
   quiesceCounter = 0;

@@ -47,18 +47,31 @@ export async function reopenSubtree(
   // Who goes read-only writes its caches back first, through children that can still be written.
   if (readOnly) changed.reverse();
   await subtreeDrainedBegin(caller, node);
-  const prepared: ReopenAction[] = [];
   try {
-    for (const step of changed) prepared.push(await prepareReopen(caller, step));
-    await setEdgePerm(caller, root, permFor(readOnly));
-  } catch (error) {
-    for (const action of prepared.reverse()) action.abort();
-    throw error;
+    const prepared = await prepareAll(caller, changed, () => setEdgePerm(caller, root, permFor(readOnly)));
+    for (const action of prepared) action.commit();
+    for (const { committed } of prepared) if (committed) await runCommitted(caller, committed);
   } finally {
     subtreeDrainedEnd(node);
   }
-  for (const action of prepared) action.commit();
   for (const each of steps.keys()) await refreshLimits(caller, each);
+}
+
+/** Prepares every step and then the change of permissions; an error undoes what was prepared. */
+async function prepareAll(
+  caller: Coroutine<"none"> | MainLoop,
+  steps: readonly Step[],
+  changePerm: () => Promise<void>,
+): Promise<readonly ReopenAction[]> {
+  const prepared: ReopenAction[] = [];
+  try {
+    for (const step of steps) prepared.push(await prepareReopen(caller, step));
+    await changePerm();
+    return prepared;
+  } catch (error) {
+    for (const action of prepared.reverse()) action.abort();
+    throw error;
+  }
 }
 
 /** Notes what each node becomes, children first. */
@@ -142,6 +155,7 @@ const prepareReopen = coWrapperMixedUnlocked(
           if (node.driver.options[key]?.strong) node.ownOptions.set(key, value);
         action?.commit();
       },
+      committed: action?.committed,
       abort: () => {
         node.flags = oldFlags;
         node.changeableOptions = oldOptions;
@@ -149,4 +163,8 @@ const prepareReopen = coWrapperMixedUnlocked(
       },
     };
   },
+);
+
+const runCommitted = coWrapperMixedUnlocked(
+  (co: Coroutine<"none">, committed: NonNullable<ReopenAction["committed"]>): Promise<void> => committed(co),
 );
