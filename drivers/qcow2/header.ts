@@ -66,6 +66,8 @@ export interface ParsedHeader {
 export interface ParseOptions {
   /** The image is to be written: a corrupt one is refused. */
   readonly writable: boolean;
+  /** It is to be checked: what only the check looks at is not looked at here. */
+  readonly check: boolean;
   readonly warn: (message: string) => void;
 }
 
@@ -78,7 +80,7 @@ const KNOWN_INCOMPATIBLE = Object.values(Incompatible).reduce((mask, bit) => mas
 export async function parseHeader(
   co: Coroutine<"read">,
   file: BlockChild,
-  { writable, warn }: ParseOptions,
+  { writable, check, warn }: ParseOptions,
 ): Promise<ParsedHeader> {
   // What lies behind the end of a short file reads as zeroes.
   const head = await readBytes(co, file, 0, HEADER_BYTES, "Could not read qcow2 header");
@@ -94,8 +96,8 @@ export async function parseHeader(
 
   const extensionsEnd = v2.backingFileOffset || clusterSize;
   const area = { file, start: v3.headerLength, end: extensionsEnd, clusterSize, cryptMethod: v2.cryptMethod };
-  await checkFeatures(co, v3, writable, v2.clusterBits, (mask) => unsupportedFeatureNames(co, area, mask));
-  checkTables(v2, v3, clusterSize);
+  await checkFeatures(co, v3, writable && !check, v2.clusterBits, (mask) => unsupportedFeatureNames(co, area, mask));
+  checkTables(v2, v3, clusterSize, check);
   checkEncryption(v2.cryptMethod);
 
   const extensions = await readExtensions(co, area, {
@@ -203,14 +205,16 @@ async function checkFeatures(
   co.checkAborted();
 }
 
-function checkTables(v2: HeaderV2Record, v3: HeaderV3Record, clusterSize: number): void {
+function checkTables(v2: HeaderV2Record, v3: HeaderV3Record, clusterSize: number, check: boolean): void {
   if (v2.refcountTableClusters === 0) throw invalid("Image does not contain a reference count table");
   const refcountTableBytes = v2.refcountTableClusters * clusterSize;
   if (refcountTableBytes > MAX_REFCOUNT_TABLE_BYTES)
     throw new BlockError("EFBIG", "Reference count table too large");
   checkOffset("Reference count table", v2.refcountTableOffset, clusterSize);
-  if (v2.nbSnapshots > MAX_SNAPSHOTS) throw new BlockError("EFBIG", "Snapshot table too large");
-  checkOffset("Snapshot table", v2.snapshotsOffset, clusterSize);
+  if (!check) {
+    if (v2.nbSnapshots > MAX_SNAPSHOTS) throw new BlockError("EFBIG", "Snapshot table too large");
+    checkOffset("Snapshot table", v2.snapshotsOffset, clusterSize);
+  }
   if (v2.l1Size * 8 > MAX_L1_BYTES) throw new BlockError("EFBIG", "Active L1 table too large");
   checkOffset("Active L1 table", v2.l1TableOffset, clusterSize);
   const entries = l1EntriesFor(
@@ -359,7 +363,7 @@ function featureNameTable(): Uint8Array {
 }
 
 /** Writes the header cluster anew from the state: one write, so that it is there as a whole or not at all. */
-async function updateHeader(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+export async function updateHeader(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
   const { node } = state;
   const cluster = serializeHeader({
     ...state,
