@@ -6,7 +6,7 @@ import type { Prealloc } from "../src/block/driver.ts";
 import { BlockError, toBlockError } from "../src/block/errors.ts";
 import { type IoVector, iovFill, iovLength, iovParts, iovSlice, iovWrite } from "../src/block/iov.ts";
 import type { BlockNode } from "../src/block/node.ts";
-import { alignUp, KiB, MiB, SECTOR_SIZE } from "../src/block/units.ts";
+import { alignUp, KiB, MAX_LENGTH, MiB, SECTOR_SIZE } from "../src/block/units.ts";
 import { Fallocate, type Posix, posix } from "../src/platform/posix.ts";
 
 /** An open file: the descriptor and what was found out about it. */
@@ -236,6 +236,7 @@ export async function resize(fd: number, oldSize: number, size: number, prealloc
     throw new BlockError("ENOTSUP", "Cannot use preallocation for shrinking files");
   if (prealloc === "metadata") throw new BlockError("ENOTSUP", "Unsupported preallocation mode: metadata");
   try {
+    if (size > MAX_LENGTH) throw new BlockError("EFBIG");
     // Where space can't be set aside, writing the zeroes does it.
     const isSetAside =
       prealloc === "falloc" &&
@@ -251,7 +252,7 @@ export async function resize(fd: number, oldSize: number, size: number, prealloc
     // As it was: a file that is half grown serves nobody.
     fs.ftruncateSync(fd, oldSize);
     throw BlockError.wrap(
-      prealloc === "off" ? "Failed to resize the file" : "Could not write zeros for preallocation",
+      prealloc === "off" ? "Could not resize file" : "Could not write zeros for preallocation",
       reason,
     );
   }

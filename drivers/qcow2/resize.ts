@@ -4,7 +4,7 @@ import type { Coroutine } from "../../src/block/coroutine.ts";
 import { type Prealloc, Req, type ReqFlags } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { u64 } from "../../src/block/layout.ts";
-import { alignUp, SECTOR_SIZE } from "../../src/block/units.ts";
+import { alignUp, MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
 import { checkUsable, noteMoved } from "./corruption.ts";
 import { COPIED_HIGH, tableOffset } from "./entries.ts";
 import { l1EntriesFor } from "./header.ts";
@@ -135,6 +135,7 @@ async function grow(
   await state.lock.run(async () => {
     await beforeChange(co, state);
     try {
+      if (bytes > MAX_LENGTH) throw new BlockError("EFBIG");
       await growL1(co, state, l1EntriesFor(bytes, state.clusterSize, state.extendedL2), true);
     } catch (error) {
       throw BlockError.wrap("Failed to grow the L1 table", error);

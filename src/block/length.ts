@@ -6,7 +6,7 @@ import { resizeBitmaps } from "./dirty-bitmap.ts";
 import { type Prealloc, Req, type ReqFlags } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
-import { divideRoundUp, MAX_LENGTH, SECTOR_SIZE } from "./units.ts";
+import { divideRoundUp, GiB, MAX_LENGTH, SECTOR_SIZE } from "./units.ts";
 
 /**
  * Sets the node's `totalSectors` anew. The driver's `getLength` (bytes) is asked where there is one, and its
@@ -39,25 +39,39 @@ export async function getLength(co: Coroutine<"read">, node: BlockNode): Promise
   return node.totalSectors * SECTOR_SIZE;
 }
 
-/**
- * Changes the length to `bytes`. Space that is gained reads as zeroes where a backing file would show through;
- * what a driver can't do is ENOTSUP with qemu's words.  @qemu bdrv_co_truncate
- */
+/** The longest that QEMU asks a driver for. What is over our own maximum is for drivers to refuse.  @qemu BDRV_MAX_LENGTH */
+const MAX_TRUNCATE_BYTES = 2 ** 63 - GiB;
+
+/** `truncateNode`, by an edge that may.  @qemu bdrv_co_truncate */
 export async function truncate(
   co: Coroutine<"read">,
-  child: BlockChild,
+  { node, perm }: BlockChild,
   bytes: number,
   exact: boolean,
   prealloc: Prealloc,
   flags: ReqFlags,
 ): Promise<void> {
   assertGraphReadable(co);
-  const { node } = child;
   if (!node.isInserted) throw new BlockError("ENOMEDIUM");
+  assert((perm.used & Perm.Resize) !== 0, `the edge to ${node.describe()} has no resize permission`);
+  await truncateNode(co, node, bytes, exact, prealloc, flags);
+}
+
+/**
+ * Changes the length to `bytes`. Space that is gained reads as zeroes where a backing file would show through;
+ * what a driver can't do is ENOTSUP with qemu's words. For a driver that changes its own node.
+ */
+export async function truncateNode(
+  co: Coroutine<"read">,
+  node: BlockNode,
+  bytes: number,
+  exact: boolean,
+  prealloc: Prealloc,
+  flags: ReqFlags,
+): Promise<void> {
   if (bytes < 0) throw new BlockError("EINVAL", "Image size cannot be negative");
-  if (bytes > MAX_LENGTH)
-    throw new BlockError("EFBIG", `Required too big image size, it must be not greater than ${MAX_LENGTH}`);
-  assert((child.perm.used & Perm.Resize) !== 0, `the edge to ${node.describe()} has no resize permission`);
+  if (bytes > MAX_TRUNCATE_BYTES)
+    throw new BlockError("EFBIG", `offset(${BigInt(bytes)}) exceeds maximum(${BigInt(MAX_TRUNCATE_BYTES)})`);
   const oldBytes = await getLength(co, node);
   if (node.readOnly) throw new BlockError("EACCES", "Image is read-only");
   const grown = Math.max(bytes - oldBytes, 0);
