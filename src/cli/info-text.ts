@@ -29,7 +29,7 @@ export function humanInfo(info: ImageInfo): string {
 }
 
 /** A row a snapshot, under a head.  @qemu bdrv_snapshot_dump */
-function snapshotTable(snapshots: readonly SnapshotInfo[]): string[] {
+export function snapshotTable(snapshots: readonly SnapshotInfo[]): string[] {
   const rows = snapshots.map((snapshot) =>
     tableRow(
       snapshot.id,
@@ -51,8 +51,13 @@ function tableRow(
   vmClock: string,
   icount: string,
 ): string {
-  const left = `${id.padEnd(9)} ${tag.padEnd(16)} `;
+  const left = `${padBytes(id, 9)} ${padBytes(tag, 16)} `;
   return `${left}${size.padStart(8)}${date.padStart(20)}${vmClock.padStart(13)}${icount.padStart(11)}`;
+}
+
+/** As the C library counts: in bytes, not in characters. */
+function padBytes(text: string, width: number): string {
+  return text + " ".repeat(Math.max(width - Buffer.byteLength(text), 0));
 }
 
 const two = (value: number) => String(value).padStart(2, "0");

@@ -4,6 +4,7 @@ import { BlockBackend } from "../block/backend.ts";
 import { BlockError } from "../block/errors.ts";
 import { type OpenEnvironment, openGate } from "../block/open.ts";
 import { parseCacheMode } from "../block/open-flags.ts";
+import { loadSnapshot as loadNodeSnapshot, loadSnapshotByIdOrName } from "../block/snapshot.ts";
 import { type CopyOptions, copyImages, hasZeroInit } from "./convert-copy.ts";
 import {
   createTarget,
@@ -92,34 +93,15 @@ export interface SnapshotChoice {
 }
 
 /** Makes `source` show one of its internal snapshots until it is closed.  @qemu bdrv_snapshot_load_tmp_by_param */
-export async function loadSnapshot(
-  source: BlockBackend,
-  { id, name, idOrName }: SnapshotChoice,
-): Promise<void> {
-  const { node } = source;
+export async function loadSnapshot(source: BlockBackend, choice: SnapshotChoice): Promise<void> {
+  const { idOrName, ...exact } = choice;
   try {
-    const { loadSnapshot: load } = node.ops;
-    if (!load)
-      throw new BlockError(
-        "ENOTSUP",
-        `Block format '${node.driver.formatName}' used by device '' does not support temporarily loading internal snapshots`,
-      );
-    const choice = idOrName === undefined ? { id, name } : await choose(source, idOrName);
-    await source.run((co) =>
-      load(co, {
-        ...(choice.id !== undefined && { id: choice.id }),
-        ...(choice.name !== undefined && { name: choice.name }),
-      }),
+    await source.run((co, { node }) =>
+      idOrName === undefined ? loadNodeSnapshot(co, node, exact) : loadSnapshotByIdOrName(co, node, idOrName),
     );
   } catch (error) {
     throw BlockError.wrap("Failed to load snapshot", error);
   }
-}
-
-async function choose(source: BlockBackend, idOrName: string): Promise<SnapshotChoice> {
-  const known = await source.run(async (co) => (await source.node.ops.listSnapshots?.(co)) ?? []);
-  if (known.some(({ id }) => id === idOrName)) return { id: idOrName };
-  return { name: idOrName };
 }
 
 /** Refuses what `--bitmaps` asks for where there are bitmaps: they are not copied yet. */

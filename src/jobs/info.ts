@@ -6,6 +6,7 @@ import type { DriverInfo, SnapshotInfo, SpecificInfo } from "../block/driver.ts"
 import { BlockError } from "../block/errors.ts";
 import { fullBackingFilename } from "../block/filename.ts";
 import type { BlockNode } from "../block/node.ts";
+import { listSnapshots } from "../block/snapshot.ts";
 
 export interface ImageInfo {
   /** As it can be opened again: a plain name, or `json:{...}`. */
@@ -48,9 +49,19 @@ async function nodeInfo(co: Coroutine<"read">, node: BlockNode): Promise<ImageIn
     backingFilename: node.backingFilename || undefined,
     fullBackingFilename: resolvedBackingFilename(node),
     backingFormat: node.backingFormat || undefined,
-    snapshots: (await node.ops.listSnapshots?.(co)) ?? [],
+    snapshots: await snapshotsOf(co, node),
     specific,
   };
+}
+
+async function snapshotsOf(co: Coroutine<"read">, node: BlockNode): Promise<readonly SnapshotInfo[]> {
+  try {
+    return await listSnapshots(co, node);
+  } catch (error) {
+    // A format that can't have any has none.
+    if (error instanceof BlockError && error.errno === "ENOTSUP") return [];
+    throw error;
+  }
 }
 
 /** A filter tells its child's.  @qemu bdrv_get_info */

@@ -3,6 +3,7 @@
 import { BlockError } from "../../block/errors.ts";
 import { type IoVector, iovFlatten, iovLength } from "../../block/iov.ts";
 import { SECTOR_SIZE } from "../../block/units.ts";
+import { loadVmState } from "../../block/vm-state.ts";
 import type { AioOutcome } from "./aio.ts";
 import { scratchVector } from "./buffers.ts";
 import { CommandFault, type IoCommand, parseArguments, UsageFault } from "./command.ts";
@@ -56,9 +57,8 @@ export const read: IoCommand = {
     const { offset, bytes } = wanted;
     const iov = needsContent(wanted) ? Buffer.alloc(bytes) : scratchVector(bytes);
     return timedRead(session, "read", offset, iov, wanted, async () => {
-      // No driver keeps VM state yet.
-      if (wanted.vmState) throw new BlockError("ENOTSUP");
-      await session.readInto(offset, iov);
+      if (wanted.vmState) await session.backend.run((co, { node }) => loadVmState(co, node, offset, iov));
+      else await session.readInto(offset, iov);
     });
   },
 };

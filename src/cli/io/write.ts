@@ -4,6 +4,7 @@ import type { RequestOptions } from "../../block/backend.ts";
 import { BlockError } from "../../block/errors.ts";
 import type { IoVector } from "../../block/iov.ts";
 import { MAX_REQUEST_BYTES } from "../../block/units.ts";
+import { saveVmState } from "../../block/vm-state.ts";
 import type { AioOutcome } from "./aio.ts";
 import { fileVector, patternVector } from "./buffers.ts";
 import { CommandFault, type IoCommand, parseArguments, UsageFault } from "./command.ts";
@@ -53,9 +54,10 @@ export const write: IoCommand = {
     const { backend } = session;
     const options = requestOptions(session, wanted);
     return timedWrite(session, "write", offset, bytes, wanted, async () => {
-      // No driver keeps VM state yet.
-      if (wanted.vmState) throw new BlockError("ENOTSUP");
-      if (wanted.zeroes) await backend.writeZeroes(offset, bytes, options);
+      if (wanted.vmState) {
+        await backend.run((co, { node }) => saveVmState(co, node, offset, iov));
+        if (session.opened.writethrough) await backend.flush();
+      } else if (wanted.zeroes) await backend.writeZeroes(offset, bytes, options);
       else await backend.write(offset, iov, { ...options, compressed: wanted.compressed });
     });
   },

@@ -1,0 +1,128 @@
+/** `snapshot`: lists, takes, applies and deletes internal snapshots.  @qemu img_snapshot */
+
+import type { BlockBackend } from "../block/backend.ts";
+import type { SnapshotInfo } from "../block/driver.ts";
+import { BlockError, errnoNumber, strerror } from "../block/errors.ts";
+import {
+  createSnapshot,
+  deleteSnapshot,
+  findSnapshot,
+  gotoSnapshot,
+  listSnapshots,
+} from "../block/snapshot.ts";
+import { type CliContext, CommandError, UsageError } from "./command.ts";
+import type { Getopt } from "./getopt.ts";
+import { snapshotTable } from "./info-text.ts";
+import { defineObject } from "./objects.ts";
+import { openImage } from "./open-image.ts";
+
+/** The options that say what is to be done, by their names in the table of commands. */
+const ACTIONS = ["list", "apply", "create", "delete"] as const;
+type Action = (typeof ACTIONS)[number];
+
+interface SnapshotArguments {
+  readonly filename: string;
+  /** Undefined: the image is only opened. */
+  readonly action: Action | undefined;
+  /** Which one. */
+  readonly snapshot: string;
+  readonly imageOpts: boolean;
+  readonly forceShare: boolean;
+}
+
+export async function run(args: Getopt, context: CliContext): Promise<number> {
+  const { action, snapshot, ...wanted } = parse(args, context);
+  const image = await openImage({
+    ...wanted,
+    format: undefined,
+    flags: { readOnly: action === "list", unmap: true, forceShare: wanted.forceShare },
+    environment: context.environment,
+  });
+  try {
+    if (action === "list") await list(image, context);
+    else if (action) await actions[action](image, snapshot);
+  } finally {
+    await image.close();
+  }
+  return 0;
+}
+
+function parse(args: Getopt, context: CliContext): SnapshotArguments {
+  let action: Action | undefined;
+  let snapshot = "";
+  let imageOpts = false;
+  let forceShare = false;
+  const objects: string[] = [];
+  for (const { name, value } of args) {
+    const asked = ACTIONS.find((each) => each === name);
+    if (asked) {
+      if (action) throw new UsageError("Cannot mix '-l', '-a', '-c', '-d'");
+      action = asked;
+      snapshot = value;
+    } else if (name === "object") objects.push(value);
+    else if (name === "image-opts") imageOpts = true;
+    else if (name === "force-share") forceShare = true;
+  }
+  const [filename, ...more] = args.operands;
+  if (filename === undefined || more.length > 0) throw new UsageError("Expecting one image file name");
+  for (const definition of objects) defineObject(definition, context);
+  return { filename, action, snapshot, imageOpts, forceShare };
+}
+
+async function list(image: BlockBackend, { stdout }: CliContext): Promise<void> {
+  const snapshots = await image
+    .run((co, { node }) => listSnapshots(co, node))
+    .catch((error: unknown): readonly SnapshotInfo[] => {
+      // A format that can't have any has none.
+      if (error instanceof BlockError) return [];
+      throw error;
+    });
+  if (snapshots.length === 0) return;
+  stdout.write(`${["Snapshot list:", ...snapshotTable(snapshots)].join("\n")}\n`);
+}
+
+const actions = {
+  async create(image: BlockBackend, name: string): Promise<void> {
+    const now = Date.now();
+    const snapshot = {
+      name,
+      dateSec: Math.floor(now / 1000),
+      dateNsec: (now % 1000) * 1_000_000,
+      vmStateSize: 0,
+      vmClockNsec: 0n,
+      icount: 0n,
+    };
+    try {
+      await image.context.run((main) => createSnapshot(main, image.node, snapshot));
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      const { errno } = error;
+      throw new CommandError([
+        `Could not create snapshot '${name}': -${errnoNumber(errno)} (${strerror(errno)})`,
+      ]);
+    }
+  },
+
+  async apply(image: BlockBackend, idOrName: string): Promise<void> {
+    try {
+      await image.context.run((main) => gotoSnapshot(main, image.node, idOrName));
+    } catch (error) {
+      throw BlockError.wrap(`Could not apply snapshot '${idOrName}'`, error);
+    }
+  },
+
+  async delete(image: BlockBackend, name: string): Promise<void> {
+    const prefix = `Could not delete snapshot '${name}'`;
+    const found = await image
+      .run((co, { node }) => findSnapshot(co, node, name))
+      .catch((error: unknown) => {
+        if (!(error instanceof BlockError)) throw error;
+      });
+    if (!found) throw new CommandError([`${prefix}: snapshot not found`]);
+    try {
+      await image.context.run((main) => deleteSnapshot(main, image.node, { id: found.id, name: found.name }));
+    } catch (error) {
+      throw BlockError.wrap(prefix, error);
+    }
+  },
+};
