@@ -12,15 +12,16 @@ import { type CreateOptions, createOptions } from "./create-options.ts";
 import { changeBackingFile } from "./header.ts";
 import { specificInfo } from "./info.ts";
 import { Incompatible, QCOW2_MAGIC } from "./layout.ts";
-import { l2Coverage } from "./mapping.ts";
+import { makeEmpty } from "./make-empty.ts";
 import { measure } from "./measure.ts";
 import { openState } from "./open.ts";
 import { pread } from "./read.ts";
 import { settleFreed } from "./refcount.ts";
 import { truncate } from "./resize.ts";
 import { DEFAULT_CLEAN_INTERVAL_SECONDS, options } from "./runtime-options.ts";
-import { listSnapshots, loadSnapshot } from "./snapshot.ts";
+import { createSnapshot, deleteSnapshot, gotoSnapshot, listSnapshots, loadSnapshot } from "./snapshot.ts";
 import type { Qcow2State } from "./state.ts";
+import { loadVmState, saveVmState, vmStateOffset } from "./vm-state.ts";
 import { pwrite } from "./write.ts";
 import { pdiscard, pwriteZeroes } from "./zero.ts";
 
@@ -85,16 +86,19 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
     getInfo: async () => ({
       clusterSize: state.clusterSize,
       subclusterSize: state.subclusterSize,
-      vmStateOffset: Math.ceil(state.size / l2Coverage(state)) * l2Coverage(state),
+      vmStateOffset: vmStateOffset(state),
       isDirty: (state.incompatibleFeatures & Incompatible.Dirty) !== 0n,
     }),
     check: (co, wanted) => check(co, state, wanted),
     getSpecificInfo: (co) => specificInfo(co, state),
     listSnapshots: async () => listSnapshots(state),
-    async loadSnapshot(co, wanted) {
-      await state.lock.run(() => loadSnapshot(co, state, wanted));
-      state.metadataIndex = undefined;
-    },
+    loadSnapshot: (co, wanted) => state.lock.run(() => loadSnapshot(co, state, wanted)),
+    createSnapshot: (co, wanted) => createSnapshot(co, state, wanted),
+    gotoSnapshot: (co, wanted) => gotoSnapshot(co, state, wanted),
+    deleteSnapshot: (co, wanted) => deleteSnapshot(co, state, wanted),
+    loadVmState: (co, offset, iov) => loadVmState(co, state, offset, iov),
+    saveVmState: (co, offset, iov) => saveVmState(co, state, offset, iov),
+    makeEmpty: (co) => makeEmpty(co, state),
     changeBackingFile: (co, name, format) => state.lock.run(() => changeBackingFile(co, state, name, format)),
     async reopen(co, { readOnly }) {
       if (readOnly) await graphRdlock(co, (reader) => state.lock.run(() => settle(reader, state)));

@@ -6,12 +6,15 @@
 
 import { run as check } from "./check.ts";
 import type { Command } from "./command.ts";
+import { run as commit } from "./commit.ts";
 import { run as compare } from "./compare.ts";
 import { run as create } from "./create.ts";
 import { HELP_OPTION, type OptionSpec } from "./getopt.ts";
 import { run as info } from "./info.ts";
 import { run as map } from "./map.ts";
+import { run as rebase } from "./rebase.ts";
 import { run as resize } from "./resize.ts";
+import { run as snapshot } from "./snapshot.ts";
 
 const OBJECT: OptionSpec = {
   name: "object",
@@ -89,6 +92,29 @@ export const commands: readonly Command[] = [
       QUIET,
     ],
     load: async () => ({ run: check }),
+  },
+  {
+    name: "commit",
+    summary: "Copy an overlay's data into its backing file",
+    operands: "FILENAME",
+    options: [
+      HELP_OPTION,
+      FORMAT,
+      TARGET_CACHE,
+      {
+        name: "base",
+        short: "b",
+        value: "BASE",
+        help: "Image of the backing chain that gets the data; implies -d",
+      },
+      { name: "rate-limit", short: "r", value: "RATE", help: "Bytes per second" },
+      { name: "drop", short: "d", help: "Don't empty the overlay afterwards" },
+      PROGRESS,
+      QUIET,
+      OBJECT,
+      IMAGE_OPTS,
+    ],
+    load: async () => ({ run: commit }),
   },
   {
     name: "compare",
@@ -205,6 +231,26 @@ export const commands: readonly Command[] = [
     load: async () => ({ run: map }),
   },
   {
+    name: "rebase",
+    summary: "Change the backing file of an image",
+    operands: "FILENAME",
+    options: [
+      HELP_OPTION,
+      FORMAT,
+      { ...BACKING_FILE, help: 'The new backing file; "" for none' },
+      BACKING_FORMAT,
+      { name: "unsafe", short: "u", help: "Only change the name: the new backing file reads the same" },
+      TARGET_CACHE,
+      SOURCE_CACHE,
+      PROGRESS,
+      QUIET,
+      OBJECT,
+      IMAGE_OPTS,
+      FORCE_SHARE,
+    ],
+    load: async () => ({ run: rebase }),
+  },
+  {
     name: "resize",
     summary: "Change the size of an image",
     operands: "FILENAME [+|-]SIZE",
@@ -223,6 +269,23 @@ export const commands: readonly Command[] = [
       IMAGE_OPTS,
     ],
     load: async () => ({ run: resize }),
+  },
+  {
+    name: "snapshot",
+    summary: "List, take, apply or delete internal snapshots",
+    operands: "FILENAME",
+    options: [
+      HELP_OPTION,
+      { name: "list", short: "l", help: "List all snapshots" },
+      { name: "apply", short: "a", value: "SNAPSHOT", help: "Go back to this snapshot" },
+      { name: "create", short: "c", value: "SNAPSHOT", help: "Take a snapshot" },
+      { name: "delete", short: "d", value: "SNAPSHOT", help: "Delete this snapshot" },
+      QUIET,
+      OBJECT,
+      IMAGE_OPTS,
+      FORCE_SHARE,
+    ],
+    load: async () => ({ run: snapshot }),
   },
 ];
 
