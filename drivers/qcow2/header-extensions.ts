@@ -3,6 +3,7 @@
 import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
+import type { OpenEnvironment } from "../../src/block/open.ts";
 import { isAligned } from "../../src/block/units.ts";
 import {
   BitmapsExtension,
@@ -28,6 +29,8 @@ export interface Extensions {
   backingFormat: string | undefined;
   dataFileName: string | undefined;
   bitmaps: BitmapsRecord | undefined;
+  /** There are bitmaps that must not be used: they go with the next header that is written. */
+  hasStaleBitmaps: boolean;
   /** The last one found comes first. */
   unknownExtensions: UnknownExtension[];
 }
@@ -36,7 +39,7 @@ export interface ExtensionContext {
   /** The autoclear bit is set: nobody has written to the image without keeping the bitmaps in step. */
   readonly hasBitmaps: boolean;
   readonly version: number;
-  readonly warn: (message: string) => void;
+  readonly warn: OpenEnvironment["warn"];
 }
 
 /** A backing format has at most 15 letters. */
@@ -55,6 +58,7 @@ export async function readExtensions(
     backingFormat: undefined,
     dataFileName: undefined,
     bitmaps: undefined,
+    hasStaleBitmaps: false,
     unknownExtensions: [],
   };
   for await (const { type, length, read } of walkExtensions(co, area)) {
@@ -75,6 +79,7 @@ export async function readExtensions(
         break;
       case ExtensionType.Bitmaps:
         found.bitmaps = await readBitmaps(length, read, area, context);
+        found.hasStaleBitmaps = found.bitmaps === undefined;
         break;
       default:
         found.unknownExtensions.push({
@@ -197,7 +202,7 @@ async function readBitmaps(
       version < 3
         ? "This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap support; so now they must all be considered inconsistent"
         : "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent";
-    warn(`${why}\nSome clusters may be leaked, run 'qemu-img check -r' on the image file to fix.`);
+    warn(why, "Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix.");
     return undefined;
   }
   const record = BitmapsExtension.read(await read("bitmaps_ext: Could not read ext header"));

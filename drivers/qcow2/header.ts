@@ -6,6 +6,7 @@
 import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
+import type { OpenEnvironment } from "../../src/block/open.ts";
 import { divideRoundUp, isAligned } from "../../src/block/units.ts";
 import { readExtensions, textOf, unsupportedFeatureNames } from "./header-extensions.ts";
 import {
@@ -61,6 +62,7 @@ export interface ParsedHeader {
   readonly backingFormat: string | undefined;
   readonly dataFileName: string | undefined;
   readonly bitmaps: BitmapsRecord | undefined;
+  readonly hasStaleBitmaps: boolean;
 }
 
 export interface ParseOptions {
@@ -68,7 +70,7 @@ export interface ParseOptions {
   readonly writable: boolean;
   /** It is to be checked: what only the check looks at is not looked at here. */
   readonly check: boolean;
-  readonly warn: (message: string) => void;
+  readonly warn: OpenEnvironment["warn"];
 }
 
 /** Known bytes of a header of version 3. */
@@ -96,7 +98,9 @@ export async function parseHeader(
 
   const extensionsEnd = v2.backingFileOffset || clusterSize;
   const area = { file, start: v3.headerLength, end: extensionsEnd, clusterSize, cryptMethod: v2.cryptMethod };
-  await checkFeatures(co, v3, writable && !check, v2.clusterBits, (mask) => unsupportedFeatureNames(co, area, mask));
+  await checkFeatures(co, v3, writable && !check, v2.clusterBits, (mask) =>
+    unsupportedFeatureNames(co, area, mask),
+  );
   checkTables(v2, v3, clusterSize, check);
   checkEncryption(v2.cryptMethod);
 
@@ -264,7 +268,7 @@ async function readBackingName(
  * The header cluster for what `header` says, `2 ** clusterBits` bytes. `headerLength` is found anew.
  * Throws ENOSPC if names and extensions don't go into the cluster.  @qemu qcow2_update_header
  */
-export function serializeHeader(header: Omit<ParsedHeader, "headerLength">): Uint8Array {
+export function serializeHeader(header: Omit<ParsedHeader, "headerLength" | "hasStaleBitmaps">): Uint8Array {
   const writer = new ClusterWriter(2 ** header.clusterBits);
   const isV3 = header.version >= 3;
   const headerLength = isV3 ? HEADER_BYTES + header.unknownHeader.length : HeaderV2.size;

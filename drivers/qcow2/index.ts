@@ -1,22 +1,20 @@
 /** The qcow2 format.  @qemu block/qcow2.c */
 
-import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import { type FormatDriver, type NodeOps, Req } from "../../src/block/driver.ts";
-import { BlockError } from "../../src/block/errors.ts";
+import { checkNewBitmap, removeStoredBitmap } from "./bitmap-store.ts";
 import { blockStatus } from "./block-status.ts";
 import { check } from "./check.ts";
 import { pwriteCompressed } from "./compressed.ts";
-import { writeIncompatible } from "./corruption.ts";
 import { create } from "./create.ts";
 import { type CreateOptions, createOptions } from "./create-options.ts";
 import { changeBackingFile } from "./header.ts";
+import { inactivate, reopenReadOnly, reopenWritable, writeCaches } from "./inactivate.ts";
 import { specificInfo } from "./info.ts";
 import { Incompatible, QCOW2_MAGIC } from "./layout.ts";
 import { makeEmpty } from "./make-empty.ts";
 import { measure } from "./measure.ts";
 import { openState } from "./open.ts";
 import { pread } from "./read.ts";
-import { settleFreed } from "./refcount.ts";
 import { truncate } from "./resize.ts";
 import { DEFAULT_CLEAN_INTERVAL_SECONDS, options } from "./runtime-options.ts";
 import { createSnapshot, deleteSnapshot, gotoSnapshot, listSnapshots, loadSnapshot } from "./snapshot.ts";
@@ -100,39 +98,16 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
     saveVmState: (co, offset, iov) => saveVmState(co, state, offset, iov),
     makeEmpty: (co) => makeEmpty(co, state),
     changeBackingFile: (co, name, format) => state.lock.run(() => changeBackingFile(co, state, name, format)),
+    supportsBitmaps: () => state.version >= 3,
+    checkNewBitmap: async (_, name, granularity) => checkNewBitmap(state, name, granularity),
+    removeStoredBitmap: (co, name) => state.lock.run(() => removeStoredBitmap(co, state, name)),
     async reopen(co, { readOnly }) {
-      if (readOnly) await graphRdlock(co, (reader) => state.lock.run(() => settle(reader, state)));
-      else checkWritable(state);
+      if (readOnly !== node.readOnly) return readOnly ? reopenReadOnly(co, state) : reopenWritable(state);
       return { commit: () => {}, abort: () => {} };
     },
     async close(co) {
       clearInterval(cleaning);
-      if (node.readOnly || state.isBroken) return;
-      await graphRdlock(co, (reader) => state.lock.run(() => settle(reader, state)));
+      if (!node.readOnly && !state.isBroken) await inactivate(co, state);
     },
   };
-}
-
-/** Called with the lock held.  @qemu qcow2_write_caches */
-async function writeCaches(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
-  if (state.isBroken) return;
-  await state.l2Cache.write(co);
-  await state.refcountCache.write(co);
-  await settleFreed(co, state);
-}
-
-/** Leaves a file that is right by itself: for close, and before it is only read. */
-async function settle(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
-  await writeCaches(co, state);
-  if (!(state.incompatibleFeatures & Incompatible.Dirty)) return;
-  await state.file.flush(co);
-  state.incompatibleFeatures &= ~Incompatible.Dirty;
-  await writeIncompatible(co, state);
-}
-
-function checkWritable(state: Qcow2State): void {
-  if ((state.incompatibleFeatures & Incompatible.Corrupt) !== 0n)
-    throw new BlockError("EACCES", "qcow2: Image is corrupt; cannot be opened read/write");
-  if ((state.incompatibleFeatures & Incompatible.Dirty) !== 0n)
-    throw new BlockError("ENOTSUP", "Could not repair dirty image");
 }

@@ -7,7 +7,7 @@
  *    header does.
  * 2. Of two users of an L2 table (a snapshot is the other) neither changes it: it is copied first.
  * 3. Before the first change of any metadata the header says what must be known about an image left half done: that
- *    it is dirty (lazy refcounts), and that features that are not maintained here no longer hold.
+ *    it is dirty (lazy refcounts).
  */
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
@@ -18,11 +18,10 @@ import {
   checkUsable,
   noteMoved,
   signalCorruption,
-  writeAutoclear,
   writeIncompatible,
 } from "./corruption.ts";
 import { COMPRESSED_HIGH, entryOffset, isCopied, parseCompressed, setEntry, tableOffset } from "./entries.ts";
-import { Autoclear, HeaderV2, Incompatible, MAX_L1_BYTES } from "./layout.ts";
+import { HeaderV2, Incompatible, MAX_L1_BYTES } from "./layout.ts";
 import { l2Coverage, placeOf } from "./mapping.ts";
 import { allocateClusters, freeClusters, hex, passDiscard } from "./refcount.ts";
 import type { DiscardType, Qcow2State } from "./state.ts";
@@ -54,16 +53,6 @@ export async function exclusively<T>(
 
 /** Invariant 3. */
 export async function beforeChange(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
-  if (state.clearsAutoclear) {
-    const kept = state.autoclearFeatures & Autoclear.DataFileRaw;
-    if (kept !== state.autoclearFeatures) {
-      state.autoclearFeatures = kept;
-      state.bitmaps = undefined;
-      await writeAutoclear(co, state);
-      await state.file.flush(co);
-    }
-    state.clearsAutoclear = false;
-  }
   if (state.useLazyRefcounts && !(state.incompatibleFeatures & Incompatible.Dirty)) {
     state.incompatibleFeatures |= Incompatible.Dirty;
     try {
@@ -124,7 +113,6 @@ async function newTableContent(
   return content;
 }
 
-/** @qemu qcow2_write_l1_entry */
 async function writeL1Entry(
   co: Coroutine<"read">,
   state: Qcow2State,
@@ -133,9 +121,22 @@ async function writeL1Entry(
 ): Promise<void> {
   const entry = new DataView(new ArrayBuffer(8));
   setEntry(entry, 0, l2Offset, true);
-  if (state.file.debug) await state.file.debug.event(co, "l1_update");
-  await state.file.pwrite(co, state.l1TableOffset + l1Index * 8, new Uint8Array(entry.buffer));
-  setEntry(state.l1Table, l1Index * 8, l2Offset, true);
+  await putL1Entry(co, state, l1Index, entry);
+}
+
+/** Sets an entry as it stands, in the file and then in memory.  @qemu qcow2_write_l1_entry */
+export async function putL1Entry(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  l1Index: number,
+  entry: DataView<ArrayBuffer>,
+): Promise<void> {
+  const { file, l1Table, l1TableOffset } = state;
+  const position = l1TableOffset + l1Index * 8;
+  await checkOverlap(co, state, position, 8, "active L1 table");
+  if (file.debug) await file.debug.event(co, "l1_update");
+  await file.pwrite(co, position, new Uint8Array(entry.buffer));
+  l1Table.setBigUint64(l1Index * 8, entry.getBigUint64(0));
 }
 
 /** A write that failed may still have reached the disk: unless it can be undone, the table is better lost than used twice. */
@@ -275,7 +276,7 @@ export async function freeEntries(
     }
     const offset = entryOffset(high, low);
     if (offset % state.clusterSize !== 0) {
-      await signalCorruption(co, state, `Cannot free unaligned cluster ${hex(offset)}`);
+      await signalCorruption(co, state, `Cannot free unaligned cluster ${hex(offset)}`, false);
       continue;
     }
     if (offset !== end) {

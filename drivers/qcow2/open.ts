@@ -5,15 +5,16 @@ import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import type { OpeningNode } from "../../src/block/open.ts";
 import { MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
-import { readBitmapDirectory } from "./bitmap.ts";
+import { loadBitmaps } from "./bitmap-load.ts";
+import { checkLocked } from "./check.ts";
 import { prepareCodec } from "./codec.ts";
-import { checkOverlap, writeAutoclear } from "./corruption.ts";
-import { type ParsedHeader, parseHeader } from "./header.ts";
+import { checkOverlap } from "./corruption.ts";
+import { type ParsedHeader, parseHeader, updateHeader } from "./header.ts";
 import { Allocations, Transfers } from "./in-flight.ts";
 import { Autoclear, Compatible, Incompatible } from "./layout.ts";
 import { Mutex } from "./mutex.ts";
-import { type CacheSizes, cacheSizes, checkOverlapOptions, type options } from "./runtime-options.ts";
-import { readSnapshots } from "./snapshot.ts";
+import { type CacheSizes, cacheSizes, type options, overlapChecks } from "./runtime-options.ts";
+import { readSnapshots } from "./snapshot-table.ts";
 import type { Qcow2State } from "./state.ts";
 import { TableCache } from "./table-cache.ts";
 
@@ -23,11 +24,8 @@ export async function openState(co: Coroutine<"none">, opening: Opening): Promis
   const { node, environment, flags } = opening;
   const file = await opening.openFileChild(co);
   const header = await graphRdlock(co, (reader) =>
-    parseHeader(reader, file, { writable: !node.readOnly && !flags.check, warn: environment.warn }),
+    parseHeader(reader, file, { writable: !node.readOnly, check: flags.check, warn: environment.warn }),
   );
-  const isDirty = (header.incompatibleFeatures & Incompatible.Dirty) !== 0n;
-  if (isDirty && !node.readOnly && !flags.check)
-    throw new BlockError("ENOTSUP", "Could not repair dirty image");
   if (header.compressionType === "zstd") await prepareCodec("zstd");
   const dataFile = await openDataFile(co, opening, header, file);
   node.backingFilename = header.backingFile;
@@ -35,7 +33,10 @@ export async function openState(co: Coroutine<"none">, opening: Opening): Promis
   node.totalSectors = Math.floor(header.size / SECTOR_SIZE);
   return graphRdlock(co, async (reader) => {
     const state = await makeState(reader, opening, header, file, dataFile);
-    await clearUnknownAutoclear(reader, state);
+    if (!node.readOnly) await dropUnknown(reader, state, header.hasStaleBitmaps);
+    await loadBitmaps(reader, state);
+    const isDirty = (state.incompatibleFeatures & Incompatible.Dirty) !== 0n;
+    if (isDirty && !node.readOnly && !flags.check) await repairDirty(reader, state);
     return state;
   });
 }
@@ -89,9 +90,7 @@ async function makeState(
     header.refcountTableClusters * clusterSize,
     "Could not initialize refcount handling",
   );
-  const { snapshots, tableBytes } = await readSnapshots(co, file, header);
-  // An image with a directory that makes no sense is refused.
-  if (header.bitmaps) await readBitmapDirectory(co, { file, clusterSize, size: header.size }, header.bitmaps);
+  const { snapshots, tableBytes } = flags.check ? NO_SNAPSHOTS : await readSnapshots(co, file, header);
   const state: Qcow2State = {
     ...header,
     ...geometry,
@@ -114,8 +113,7 @@ async function makeState(
       other: given["pass-discard-other"] ?? false,
     },
     useLazyRefcounts: usesLazyRefcounts(given, header),
-    checksOverlap: checkOverlapOptions(given),
-    clearsAutoclear: (header.autoclearFeatures & Autoclear.Bitmaps) !== 0n,
+    overlapChecks: overlapChecks(given),
   };
   return state;
 }
@@ -216,10 +214,33 @@ async function readTable(
   return new DataView(table.buffer);
 }
 
-/** What we know nothing of can't be kept in step with what is written. */
-async function clearUnknownAutoclear(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+/** The check reads the table, whatever is wrong with it. */
+const NO_SNAPSHOTS = { snapshots: [], tableBytes: 0 };
+
+/** What we know nothing of can't be kept in step with what is written; nor can bitmaps that are out of step. */
+async function dropUnknown(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  hasStaleBitmaps: boolean,
+): Promise<void> {
   const known = state.autoclearFeatures & (Autoclear.Bitmaps | Autoclear.DataFileRaw);
-  if (state.node.readOnly || known === state.autoclearFeatures) return;
+  if (known === state.autoclearFeatures && !hasStaleBitmaps) return;
   state.autoclearFeatures = known;
-  await writeAutoclear(co, state);
+  try {
+    await updateHeader(co, state);
+  } catch (error) {
+    throw BlockError.wrap("Could not update qcow2 header", error);
+  }
+}
+
+/** Brings refcounts up to date that were left behind, before anything is written.  @qemu qcow2_do_open */
+export async function repairDirty(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  const { message, warn } = state.environment;
+  const report = message ?? warn;
+  try {
+    const { checkErrors } = await checkLocked(co, state, { fixLeaks: true, fixErrors: true, report });
+    if (checkErrors > 0) throw new BlockError("EIO");
+  } catch (error) {
+    throw BlockError.wrap("Could not repair dirty image", error);
+  }
 }

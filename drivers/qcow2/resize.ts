@@ -5,6 +5,7 @@ import { type Prealloc, Req, type ReqFlags } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { u64 } from "../../src/block/layout.ts";
 import { alignUp, MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
+import { checkBitmapsForResize } from "./bitmap-store.ts";
 import { checkUsable, noteMoved } from "./corruption.ts";
 import { COPIED_HIGH, tableOffset } from "./entries.ts";
 import { l1EntriesFor } from "./header.ts";
@@ -30,6 +31,7 @@ export async function truncate(
     throw new BlockError("EINVAL", `The new size must be a multiple of ${SECTOR_SIZE}`);
   if (state.snapshots.length > 0 && state.version < 3)
     throw new BlockError("ENOTSUP", "Can't resize a v2 image which has snapshots");
+  checkBitmapsForResize(state);
   const oldBytes = state.node.totalSectors * SECTOR_SIZE;
   if (bytes < oldBytes) {
     if (prealloc !== "off")

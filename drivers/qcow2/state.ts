@@ -3,6 +3,7 @@
 import type { BlockChild } from "../../src/block/child.ts";
 import type { BlockNode } from "../../src/block/node.ts";
 import type { OpenEnvironment } from "../../src/block/open.ts";
+import type { MetadataKind } from "./corruption.ts";
 import type { Allocations, Transfers } from "./in-flight.ts";
 import type { BitmapsRecord } from "./layout.ts";
 import type { Mutex } from "./mutex.ts";
@@ -12,8 +13,11 @@ import type { TableCache } from "./table-cache.ts";
 export interface Snapshot {
   l1TableOffset: number;
   l1Size: number;
-  id: string;
-  name: string;
+  readonly id: string;
+  readonly name: string;
+  /** As they stand in the file, where they need not be text. */
+  readonly idBytes: Uint8Array;
+  readonly nameBytes: Uint8Array;
   dateSec: number;
   dateNsec: number;
   vmClockNsec: bigint;
@@ -41,6 +45,8 @@ export type DiscardType = "never" | "always" | "request" | "snapshot" | "other";
 export interface MetadataIndex {
   readonly l2Tables: Set<number>;
   readonly refblocks: Set<number>;
+  /** L2 tables of snapshots; undefined: not read. */
+  inactiveL2Tables: ReadonlySet<number> | undefined;
 }
 
 export interface Qcow2State {
@@ -62,8 +68,8 @@ export interface Qcow2State {
   /** 32 with extended L2, else 1. */
   readonly subclusters: number;
   readonly subclusterSize: number;
-  readonly refcountBits: number;
-  readonly compressionType: CompressionType;
+  refcountBits: number;
+  compressionType: CompressionType;
 
   incompatibleFeatures: bigint;
   compatibleFeatures: bigint;
@@ -117,8 +123,9 @@ export interface Qcow2State {
   readonly retiredTables: { readonly offset: number; readonly bytes: number }[];
   readonly passDiscard: Readonly<Record<DiscardType, boolean>>;
   /** Refcounts are only right when the image is closed; meanwhile it is marked dirty. */
-  readonly useLazyRefcounts: boolean;
-  readonly checksOverlap: boolean;
+  useLazyRefcounts: boolean;
+  /** What writes are kept from hitting. */
+  overlapChecks: ReadonlySet<MetadataKind>;
   /** Ends when the last compressed cluster that was asked to be written has its host bytes. */
   compressTurn: Promise<void>;
   /** Decompressed clusters, newest last, by their L2 entry as a string. */
@@ -133,6 +140,4 @@ export interface Qcow2State {
   isCorruptionReported: boolean;
   /** The file has holes in allocated clusters; undefined: not looked at yet. */
   metadataPreallocated: boolean | undefined;
-  /** Set until the first change: autoclear bits of what we do not maintain are cleared before it. */
-  clearsAutoclear: boolean;
 }

@@ -72,7 +72,7 @@ export function pwrite(
 ): Promise<void> {
   checkUsable(state);
   const bytes = iovLength(iov);
-  if (state.allocations.isEmpty && !state.clearsAutoclear) {
+  if (state.allocations.isEmpty) {
     const mapping = peekMapping(state, guestOffset, bytes);
     if (mapping && mapping.bytes === bytes && isInPlace(state, mapping, guestOffset))
       return writeHost(co, state, mapping.hostOffset, iov);
@@ -135,7 +135,6 @@ async function nextPiece(
   at: number,
   bytes: number,
 ): Promise<WritePiece | undefined> {
-  if (state.clearsAutoclear) await state.lock.run(() => beforeChange(co, state));
   const cluster = at - (at % state.clusterSize);
   const other = state.allocations.overlapping(cluster, cluster + state.clusterSize);
   if (other) {

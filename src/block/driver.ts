@@ -29,6 +29,8 @@ export const Req = {
   NoFallback: 1 << 4,
   /** The request is a write of zeroes and has no buffers.  @qemu BDRV_REQ_ZERO_WRITE */
   ZeroWrite: 1 << 5,
+  /** A read gives the first node that reads by itself content of its own for what it reads.  @qemu BDRV_REQ_COPY_ON_READ */
+  CopyOnRead: 1 << 6,
 } as const;
 
 /** A mask of `Req`. */
@@ -150,7 +152,7 @@ export interface ReopenAction {
   readonly commit: () => void;
   /** Runs after all commits, before any request: for what is written into a node that has become writable. */
   readonly committed?: ((co: Coroutine<"none">) => Promise<void>) | undefined;
-  readonly abort: () => void;
+  readonly abort: (co: Coroutine<"none">) => void | Promise<void>;
 }
 
 /**
@@ -179,6 +181,8 @@ export interface NodeOps {
   readonly supportedWriteFlags?: ReqFlags;
   readonly supportedZeroFlags?: ReqFlags;
 
+  /** All of a flush, that of the children included: the two below are not called then.  @qemu bdrv_co_flush */
+  readonly flush?: (co: Coroutine<"read">) => Promise<void>;
   /** Hands what the driver caches to its children.  @qemu bdrv_co_flush_to_os */
   readonly flushToOs?: (co: Coroutine<"read">) => Promise<void>;
   /** Makes all that was handed over stable.  @qemu bdrv_co_flush_to_disk */
@@ -251,6 +255,8 @@ export interface NodeOps {
   readonly reopen?: (co: Coroutine<"none">, request: ReopenRequest) => Promise<ReopenAction>;
   /** blkdebug's breakpoints and events; other drivers forward to `file`.  @qemu bdrv_debug_event */
   readonly debug?: DebugOps;
+  /** The node is drained: requests that the driver holds back must go on to their end.  @qemu bdrv_co_drain_begin */
+  readonly drainedBegin?: () => void;
   /** Children are still there. The core has drained the node, and flushed it if it could be written. */
   readonly close?: (co: Coroutine<"none">) => Promise<void>;
 }
@@ -280,6 +286,7 @@ export interface MeasureRequest<T extends OptionTable> {
   readonly options: OptionValues<T>;
   /** The image to be copied; undefined: an empty one of `options.size`. */
   readonly source: { readonly node: BlockNode; readonly co: Coroutine<"read"> } | undefined;
+  readonly environment: OpenEnvironment;
 }
 
 /** @qemu BlockMeasureInfo */

@@ -50,7 +50,7 @@ export async function reopenSubtree(
   try {
     const prepared = await prepareAll(caller, changed, () => setEdgePerm(caller, root, permFor(readOnly)));
     for (const action of prepared) action.commit();
-    for (const { committed } of prepared) if (committed) await runCommitted(caller, committed);
+    for (const { committed } of prepared) if (committed) await runStep(caller, committed);
   } finally {
     subtreeDrainedEnd(node);
   }
@@ -69,7 +69,7 @@ async function prepareAll(
     await changePerm();
     return prepared;
   } catch (error) {
-    for (const action of prepared.reverse()) action.abort();
+    for (const { abort } of prepared.reverse()) await runStep(caller, abort);
     throw error;
   }
 }
@@ -156,15 +156,15 @@ const prepareReopen = coWrapperMixedUnlocked(
         action?.commit();
       },
       committed: action?.committed,
-      abort: () => {
+      abort: (undo) => {
         node.flags = oldFlags;
         node.changeableOptions = oldOptions;
-        action?.abort();
+        return action?.abort(undo);
       },
     };
   },
 );
 
-const runCommitted = coWrapperMixedUnlocked(
-  (co: Coroutine<"none">, committed: NonNullable<ReopenAction["committed"]>): Promise<void> => committed(co),
+const runStep = coWrapperMixedUnlocked(
+  async (co: Coroutine<"none">, step: ReopenAction["abort"]): Promise<void> => step(co),
 );

@@ -3,13 +3,7 @@
 import "../../drivers/index.ts";
 import { BlockError } from "../block/errors.ts";
 import { openGate, type Secret } from "../block/open.ts";
-import {
-  type CliContext,
-  type CliStreams,
-  CommandError,
-  ExitError,
-  UsageError,
-} from "./command.ts";
+import { type CliContext, type CliStreams, CommandError, ExitError, UsageError } from "./command.ts";
 import { findCommand } from "./commands.ts";
 import { Getopt, HelpRequest, OptionError, type OptionFault, type OptionSpec } from "./getopt.ts";
 
@@ -98,7 +92,10 @@ async function unknownCommand(word: string, { program }: CliContext): Promise<st
 function makeContext(program: string, streams: ProgramStreams): CliContext {
   const { stderr } = streams;
   const error = (message: string) => stderr.write(`${program}: ${message}\n`);
-  const warn = (message: string) => error(`warning: ${message}`);
+  const warn = (message: string, hint?: string) => {
+    error(`warning: ${message}`);
+    if (hint !== undefined) stderr.write(hint);
+  };
   const message = (line: string) => stderr.write(`${line}\n`);
   const secrets = new Map<string, Secret>();
   const secret = (id: string) => secrets.get(id);

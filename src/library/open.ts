@@ -93,7 +93,8 @@ export function openEnvironment({
   gate,
   onWarning,
 }: Pick<OpenOptions, "gate" | "onWarning">): OpenEnvironment {
-  const warn = onWarning ?? emitWarning;
+  const tell = onWarning ?? emitWarning;
+  const warn = (message: string, hint?: string) => tell(hint === undefined ? message : `${message}\n${hint}`);
   // Lines for stderr that bring their own prefix: who gets warnings need not be told that it is one.
   return { gate: gate ?? openGate, warn, message: (line) => warn(line.replace(/^WARNING: /, "")) };
 }
