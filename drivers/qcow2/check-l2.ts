@@ -1,8 +1,10 @@
 /** The part of a check that walks L2 tables. Source: qcow2.txt, "Cluster mapping", "Extended L2 Entries" */
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
+import { BlockError } from "../../src/block/errors.ts";
 import { isAligned } from "../../src/block/units.ts";
 import type { Check } from "./check.ts";
+import { checkOverlap } from "./corruption.ts";
 import { COMPRESSED_HIGH, COPIED_HIGH, entryOffset, parseCompressed, ZERO_LOW } from "./entries.ts";
 
 /** What one L2 table adds to the figures of the image. */
@@ -19,22 +21,80 @@ export const MAX_REPEATED_WALKS = 16;
 
 const NOTHING: L2Figures = { allocated: 0, fragmented: 0, compressed: 0, findings: 0 };
 
-/** Counts the references of the table at `offset`, each `weight` times.  @qemu check_refcounts_l2 */
+/** How a table is walked. */
+export interface L2Visit {
+  /** What each reference in it counts. */
+  readonly weight: number;
+  /** Entries that can be put right are. */
+  readonly fix: boolean;
+  /** The table is the active image's. */
+  readonly isActive: boolean;
+}
+
+/** Counts the references of the table at `offset`.  @qemu check_refcounts_l2 */
 export async function countL2(
   co: Coroutine<"read">,
   run: Check,
   offset: number,
-  weight: number,
+  visit: L2Visit,
 ): Promise<L2Figures> {
   // Behind the end there are zeroes.
-  if (offset >= run.fileBytes) return NOTHING;
+  if (offset >= run.counts.fileBytes) return NOTHING;
   const table = await readL2(co, run, offset);
-  return new L2Walk(run, table, weight).walk();
+  const walk = new L2Walk(run, table, visit.weight, visit.fix);
+  const figures = walk.walk();
+  for (const index of walk.misplaced) await zeroEntry(co, run, offset, index, table, visit);
+  return figures;
 }
 
-async function readL2(co: Coroutine<"read">, { state, options, result }: Check, offset: number) {
+/** An entry that says zeroes and a place that can't be: without the place it is right.  @qemu fix_l2_entry_by_zero */
+async function zeroEntry(
+  co: Coroutine<"read">,
+  { state, options, result }: Check,
+  offset: number,
+  index: number,
+  table: DataView<ArrayBuffer>,
+  { isActive }: L2Visit,
+): Promise<void> {
+  const { l2EntryBytes, extendedL2, file } = state;
+  const at = index * l2EntryBytes;
+  table.setUint32(at, 0);
+  table.setUint32(at + 4, extendedL2 ? 0 : ZERO_LOW);
+  if (extendedL2) table.setUint32(at + 8, 0xffffffff);
   try {
-    const bytes = await state.file.preadBytes(co, offset, state.clusterSize);
+    await checkOverlap(
+      co,
+      state,
+      offset + at,
+      l2EntryBytes,
+      isActive ? "active L2 table" : "inactive L2 table",
+    );
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    options.report("ERROR: Overlap check failed");
+    result.checkErrors++;
+    throw error;
+  }
+  try {
+    await file.pwrite(co, offset + at, new Uint8Array(table.buffer, table.byteOffset + at, l2EntryBytes));
+    await file.flush(co);
+    result.corruptions--;
+    result.corruptionsFixed++;
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    options.report(`ERROR: Failed to overwrite L2 table entry: ${error.message}`);
+    result.checkErrors++;
+  }
+}
+
+export async function readL2(
+  co: Coroutine<"read">,
+  { state, options, result }: Check,
+  offset: number,
+): Promise<DataView<ArrayBuffer>> {
+  try {
+    const bytes = new Uint8Array(state.clusterSize);
+    await state.file.pread(co, offset, bytes);
     return new DataView(bytes.buffer);
   } catch (error) {
     options.report("ERROR: I/O error in check_refcounts_l2");
@@ -47,15 +107,19 @@ class L2Walk {
   readonly #run: Check;
   readonly #table: DataView;
   readonly #weight: number;
+  readonly #fix: boolean;
+  /** Entries that read as zeroes and have an impossible place: left out of the count if they are to be put right. */
+  readonly misplaced: number[] = [];
   #allocated = 0;
   #fragmented = 0;
   #compressed = 0;
   #nextContiguous = 0;
 
-  constructor(run: Check, table: DataView, weight: number) {
+  constructor(run: Check, table: DataView, weight: number, fix: boolean) {
     this.#run = run;
     this.#table = table;
     this.#weight = weight;
+    this.#fix = fix;
   }
 
   walk(): L2Figures {
@@ -77,7 +141,7 @@ class L2Walk {
       }
       if ((high & 0x3f000000) !== 0 || (low & 0x1fe) !== 0)
         this.#corruption(`ERROR found l2 entry with reserved bits set: ${hexEntry(high, low)}`);
-      if (isMapped(this.#run, high, low)) this.#countMapped(at, high, low);
+      if (isMapped(this.#run, high, low)) this.#countMapped(index, high, low);
       else if (extendedL2) this.#checkUnallocated(at);
     }
     return {
@@ -105,23 +169,29 @@ class L2Walk {
       this.#corruption("ERROR: Unallocated cluster has non-zero subcluster allocation map");
   }
 
-  #countMapped(at: number, high: number, low: number): void {
+  #countMapped(index: number, high: number, low: number): void {
     const { state, counts } = this.#run;
     const { clusterSize, extendedL2 } = state;
     const offset = entryOffset(high, low);
     let holdsData = (low & ZERO_LOW) === 0;
     if (extendedL2) {
-      const { zeroes, allocated } = this.#bitmap(at);
+      const { zeroes, allocated } = this.#bitmap(index * state.l2EntryBytes);
       holdsData = allocated !== 0;
       if ((zeroes & allocated) !== 0)
         this.#corruption(
           `ERROR offset=${offset.toString(16)}: Allocated cluster has corrupted subcluster allocation bitmap`,
         );
     }
-    if (!isAligned(offset, clusterSize))
+    if (!isAligned(offset, clusterSize)) {
+      const isFixed = this.#fix && !holdsData;
       this.#corruption(
-        `ERROR offset=${offset.toString(16)}: ${holdsData ? "Data" : "Preallocated"} cluster is not properly aligned; L2 entry corrupted.`,
+        `${isFixed ? "Repairing" : "ERROR"} offset=${offset.toString(16)}: ${holdsData ? "Data" : "Preallocated"} cluster is not properly aligned; L2 entry corrupted.`,
       );
+      if (isFixed) {
+        this.misplaced.push(index);
+        return;
+      }
+    }
     this.#allocated++;
     if (this.#nextContiguous !== 0 && offset !== this.#nextContiguous) this.#fragmented++;
     this.#nextContiguous = offset + clusterSize;
@@ -159,61 +229,9 @@ class L2Walk {
 }
 
 /** Whether an entry that is not compressed has a place: in a data file, offset 0 is one if the flag says so. */
-function isMapped({ state }: Check, high: number, low: number): boolean {
+export function isMapped({ state }: Check, high: number, low: number): boolean {
   if (entryOffset(high, low) !== 0) return true;
   return state.hasDataFile && high >= COPIED_HIGH && (state.extendedL2 || (low & ZERO_LOW) === 0);
-}
-
-/**
- * "Copied" must be set exactly where the refcount is 1. Only the active tables have the flag. Refcounts that can't be
- * read have been told of before.  @qemu check_oflag_copied
- */
-export async function checkCopiedFlags(co: Coroutine<"read">, run: Check): Promise<void> {
-  const { state, counts, options, result } = run;
-  const { l1Table, clusterSize } = state;
-  /** Findings and walks of each L2 table, since several L1 entries may name the same. */
-  const walked = new Map<number, { findings: number; walks: number }>();
-  for (let index = 0; index < state.l1Size; index++) {
-    const high = l1Table.getUint32(index * 8);
-    const low = l1Table.getUint32(index * 8 + 4);
-    const offset = entryOffset(high, low);
-    if (offset === 0) continue;
-    co.checkAborted();
-    const refcount = await counts.refcount(co, Math.floor(offset / clusterSize));
-    if (refcount !== undefined && (refcount === 1) !== high >= COPIED_HIGH) {
-      options.report(
-        `ERROR OFLAG_COPIED L2 cluster: l1_index=${index} l1_entry=${hexEntry(high, low)} refcount=${BigInt(refcount)}`,
-      );
-      result.corruptions++;
-    }
-    if (refcount === undefined || offset >= run.fileBytes) continue;
-    const known = walked.get(offset) ?? { findings: 0, walks: 0 };
-    if (known.walks > 0 && (known.findings === 0 || known.walks >= MAX_REPEATED_WALKS)) {
-      result.corruptions += known.findings;
-      continue;
-    }
-    const before = result.corruptions;
-    await checkCopiedEntries(co, run, await readL2(co, run, offset));
-    walked.set(offset, { findings: result.corruptions - before, walks: known.walks + 1 });
-  }
-}
-
-async function checkCopiedEntries(co: Coroutine<"read">, run: Check, table: DataView): Promise<void> {
-  const { state, counts, options, result } = run;
-  const { clusterSize, l2EntryBytes, hasDataFile } = state;
-  for (let at = 0; at < table.byteLength; at += l2EntryBytes) {
-    const high = table.getUint32(at);
-    const low = table.getUint32(at + 4);
-    if ((high === 0 && low === 0) || (high & COMPRESSED_HIGH) !== 0 || !isMapped(run, high, low)) continue;
-    const cluster = Math.floor(entryOffset(high, low) / clusterSize);
-    // Nothing is counted in a data file: each cluster has one user.
-    const refcount = hasDataFile ? 1 : (counts.peekRefcount(cluster) ?? (await counts.refcount(co, cluster)));
-    if (refcount === undefined || (refcount === 1) === high >= COPIED_HIGH) continue;
-    options.report(
-      `ERROR OFLAG_COPIED data cluster: l2_entry=${hexEntry(high, low)} refcount=${BigInt(refcount)}`,
-    );
-    result.corruptions++;
-  }
 }
 
 /** An entry as C's %x prints it. */

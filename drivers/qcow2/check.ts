@@ -12,11 +12,17 @@ import type { CheckOptions, CheckResult } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { isAligned, SECTOR_SIZE } from "../../src/block/units.ts";
 import { readBitmapDirectory } from "./bitmap.ts";
+import { checkCopiedFlags } from "./check-copied.ts";
 import { ReferenceCounts } from "./check-counts.ts";
-import { checkCopiedFlags, countL2, hexEntry, type L2Figures, MAX_REPEATED_WALKS } from "./check-l2.ts";
+import { countL2, hexEntry, type L2Figures, type L2Visit, MAX_REPEATED_WALKS } from "./check-l2.ts";
+import { compareRefcounts, countBlocks, FileRefcounts, type Fixes, NO_FIXES } from "./check-refcounts.ts";
+import { checkSnapshotTable, fixSnapshotTable } from "./check-snapshots.ts";
 import { entryOffset } from "./entries.ts";
-import { MAX_L1_BYTES } from "./layout.ts";
-import { readSnapshots } from "./snapshot.ts";
+import { updateHeader } from "./header.ts";
+import { exclusively } from "./l2.ts";
+import { Incompatible, MAX_L1_BYTES } from "./layout.ts";
+import { rebuildRefcounts } from "./rebuild.ts";
+import { refblockEntries, refcountsOf, settleFreed } from "./refcount.ts";
 import type { Qcow2State, Snapshot } from "./state.ts";
 
 /** What the walks share. */
@@ -25,9 +31,11 @@ export interface Check {
   readonly options: CheckOptions;
   readonly result: CheckResult;
   readonly counts: ReferenceCounts;
-  readonly fileBytes: number;
+  readonly refcounts: FileRefcounts;
   /** L2 tables by offset. */
   readonly tables: Map<number, WalkedTable>;
+  /** Refcounts can't be put right one by one. */
+  needsRebuild: boolean;
 }
 
 /** An L2 table that has been walked. */
@@ -38,13 +46,18 @@ interface WalkedTable {
   skipped: number;
 }
 
-export async function check(
+/** @qemu qcow2_co_check */
+export function check(co: Coroutine<"read">, state: Qcow2State, options: CheckOptions): Promise<CheckResult> {
+  // A write that is under way has clusters that no table names yet.
+  return exclusively(state, 0, Number.POSITIVE_INFINITY, () => checkLocked(co, state, options));
+}
+
+/** Called with the driver's lock held, while nothing is being allocated. */
+export async function checkLocked(
   co: Coroutine<"read">,
   state: Qcow2State,
   options: CheckOptions,
 ): Promise<CheckResult> {
-  if (options.fixLeaks || options.fixErrors)
-    throw new BlockError("ENOTSUP", "Repairing qcow2 images is not supported yet");
   const result: CheckResult = {
     corruptions: 0,
     leaks: 0,
@@ -57,63 +70,127 @@ export async function check(
     fragmentedClusters: 0,
     compressedClusters: 0,
   };
-  return state.lock.run(async () => {
-    // What is looked at is the file.
-    await state.l2Cache.write(co);
-    await state.refcountCache.write(co);
-    const fileBytes = await state.file.getLength(co);
-    const { file, clusterSize, refcountBits, refcountTable } = state;
-    const { report } = options;
-    const counts = new ReferenceCounts({
-      file,
-      fileBytes,
-      clusterSize,
-      refcountBits,
-      refcountTable,
-      result,
-      report,
-    });
-    const run: Check = { state, options, result, counts, fileBytes, tables: new Map() };
-    await countReferences(co, run);
-    await counts.compare(co);
-    await checkCopiedFlags(co, run);
-    return result;
+  const repairs = options.fixLeaks || options.fixErrors;
+  await settleCaches(co, state);
+  const run = await begin(co, state, options, result);
+  const faults = await checkSnapshotTable(co, run);
+  await checkRefcounts(co, run);
+  await checkCopiedFlags(co, run);
+  if (faults > 0 && options.fixErrors) {
+    await fixSnapshotTable(co, run);
+    result.corruptionsFixed += faults;
+  } else result.corruptions += faults;
+  if (!repairs) return result;
+  await settleCaches(co, state);
+  state.l2Cache.clear();
+  if (result.checkErrors === 0 && result.corruptions === 0) await markClean(co, state);
+  return result;
+}
+
+/** What is looked at is the file. */
+async function settleCaches(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  await state.l2Cache.write(co);
+  await state.refcountCache.write(co);
+  await settleFreed(co, state);
+}
+
+async function begin(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  options: CheckOptions,
+  result: CheckResult,
+): Promise<Check> {
+  const fileBytes = await state.file.getLength(co);
+  const { clusterSize } = state;
+  const counts = new ReferenceCounts({
+    fileBytes,
+    clusterSize,
+    access: refcountsOf(state),
+    blockClusters: refblockEntries(state),
+    result,
+    report: options.report,
   });
+  const refcounts = new FileRefcounts(state);
+  return { state, options, result, counts, refcounts, tables: new Map(), needsRebuild: false };
+}
+
+/** Repaired as a whole, the image is neither dirty nor corrupt.  @qemu qcow2_mark_clean, qcow2_mark_consistent */
+async function markClean(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  const clean = state.incompatibleFeatures & ~(Incompatible.Dirty | Incompatible.Corrupt);
+  if (clean === state.incompatibleFeatures) return;
+  await state.file.flush(co);
+  state.incompatibleFeatures = clean;
+  await updateHeader(co, state);
+}
+
+/** @qemu qcow2_check_refcounts */
+async function checkRefcounts(co: Coroutine<"read">, run: Check): Promise<void> {
+  const { state, options, result } = run;
+  const { fixLeaks, fixErrors } = options;
+  const fixes: Fixes = { leaks: fixLeaks, errors: fixErrors };
+  const repairs = fixLeaks || fixErrors;
+  await countReferences(co, run, fixErrors);
+  const counted = { ...result };
+  let last = await compareRefcounts(co, run, NO_FIXES, repairs);
+  if (run.needsRebuild && fixErrors) last = await rebuild(co, run, fixLeaks);
+  else if (run.needsRebuild && repairs) {
+    options.report("ERROR need to rebuild refcount structures");
+    throw new BlockError("EIO");
+  } else if (repairs && (result.leaks > 0 || result.corruptions > 0)) {
+    // What the first comparison found, the second finds again.
+    Object.assign(result, counted);
+    last = await compareRefcounts(co, run, fixes, false);
+    await settleCaches(co, state);
+    run.refcounts.forget();
+  }
+  result.imageEndOffset = (last + 1) * state.clusterSize;
+}
+
+/** The new structures take the place of the old ones, which are leaks then. */
+async function rebuild(co: Coroutine<"read">, run: Check, fixLeaks: boolean): Promise<number> {
+  const { state, counts, options, result } = run;
+  const { corruptions, leaks } = result;
+  options.report("Rebuilding refcount structure");
+  await rebuildRefcounts(co, run);
+  result.corruptions = 0;
+  result.leaks = 0;
+  run.needsRebuild = false;
+  run.refcounts.forget();
+  counts.clear();
+  counts.grow(await state.file.getLength(co));
+  await countReferences(co, run, false);
+  const counted = { ...result };
+  const last = await compareRefcounts(co, run, { leaks: fixLeaks, errors: false }, false);
+  if (run.needsRebuild) options.report("ERROR rebuilt refcount structure is still broken");
+  await settleCaches(co, state);
+  run.refcounts.forget();
+  if (fixLeaks) Object.assign(result, counted);
+  result.corruptionsFixed += Math.max(corruptions - result.corruptions, 0);
+  result.leaksFixed += Math.max(leaks - result.leaks, 0);
+  return last;
 }
 
 /** @qemu calculate_refcounts */
-async function countReferences(co: Coroutine<"read">, run: Check): Promise<void> {
+async function countReferences(co: Coroutine<"read">, run: Check, fix: boolean): Promise<void> {
   const { state, counts } = run;
-  await checkSnapshotTable(co, run);
   counts.add(0, state.clusterSize);
   counts.add(state.l1TableOffset, state.l1Size * 8);
-  await countL1(co, run, state.l1Table, true);
-  for (const snapshot of state.snapshots) await countSnapshot(co, run, snapshot);
+  await countL1(co, run, state.l1Table, { isActive: true, fix });
+  for (const snapshot of state.snapshots) await countSnapshot(co, run, snapshot, fix);
   await countSkipped(co, run);
   counts.add(state.snapshotsOffset, state.snapshotTableBytes);
   await countBitmaps(co, run);
   counts.add(state.refcountTableOffset, state.refcountTableClusters * state.clusterSize);
-  counts.addBlocks();
-}
-
-/** Version 3 wants the disk size in every entry.  @qemu qcow2_check_read_snapshot_table */
-async function checkSnapshotTable(co: Coroutine<"read">, { state, options, result }: Check): Promise<void> {
-  if (state.snapshots.length === 0) return;
-  const { file, snapshotsOffset, snapshots, size } = state;
-  const { incomplete } = await readSnapshots(co, file, {
-    snapshotsOffset,
-    nbSnapshots: snapshots.length,
-    size,
-  });
-  if (state.version < 3) return;
-  for (const index of incomplete) {
-    options.report(`ERROR snapshot table entry ${index} is incomplete`);
-    result.corruptions++;
-  }
+  await countBlocks(co, run, fix);
 }
 
 /** @qemu check_refcounts_l1 */
-async function countL1(co: Coroutine<"read">, run: Check, table: DataView, isActive: boolean): Promise<void> {
+async function countL1(
+  co: Coroutine<"read">,
+  run: Check,
+  table: DataView,
+  visit: Omit<L2Visit, "weight">,
+): Promise<void> {
   const { counts, result, options, state } = run;
   for (let at = 0; at < table.byteLength; at += 8) {
     const high = table.getUint32(at);
@@ -131,8 +208,8 @@ async function countL1(co: Coroutine<"read">, run: Check, table: DataView, isAct
       );
       result.corruptions++;
     }
-    const { allocated, fragmented, compressed } = await visitL2(co, run, offset);
-    if (!isActive) continue;
+    const { allocated, fragmented, compressed } = await visitL2(co, run, offset, visit);
+    if (!visit.isActive) continue;
     result.allocatedClusters = (result.allocatedClusters ?? 0) + allocated;
     result.fragmentedClusters = (result.fragmentedClusters ?? 0) + fragmented;
     result.compressedClusters = (result.compressedClusters ?? 0) + compressed;
@@ -140,14 +217,19 @@ async function countL1(co: Coroutine<"read">, run: Check, table: DataView, isAct
 }
 
 /** Counts what the table refers to, now or, if that would tell nothing new, at the end. */
-async function visitL2(co: Coroutine<"read">, run: Check, offset: number): Promise<L2Figures> {
+async function visitL2(
+  co: Coroutine<"read">,
+  run: Check,
+  offset: number,
+  visit: Omit<L2Visit, "weight">,
+): Promise<L2Figures> {
   co.checkAborted();
   const known = run.tables.get(offset);
   if (known && (known.figures.findings === 0 || known.walks >= MAX_REPEATED_WALKS)) {
     known.skipped++;
     return known.figures;
   }
-  const figures = await countL2(co, run, offset, 1);
+  const figures = await countL2(co, run, offset, { ...visit, weight: 1 });
   if (known) known.walks++;
   else run.tables.set(offset, { figures, walks: 1, skipped: 0 });
   return figures;
@@ -156,12 +238,17 @@ async function visitL2(co: Coroutine<"read">, run: Check, offset: number): Promi
 async function countSkipped(co: Coroutine<"read">, run: Check): Promise<void> {
   for (const [offset, { skipped }] of run.tables) {
     co.checkAborted();
-    if (skipped > 0) await countL2(co, run, offset, skipped);
+    if (skipped > 0) await countL2(co, run, offset, { weight: skipped, fix: false, isActive: false });
   }
   run.tables.clear();
 }
 
-async function countSnapshot(co: Coroutine<"read">, run: Check, snapshot: Snapshot): Promise<void> {
+async function countSnapshot(
+  co: Coroutine<"read">,
+  run: Check,
+  snapshot: Snapshot,
+  fix: boolean,
+): Promise<void> {
   const { state, counts, options, result } = run;
   const { id, name, l1TableOffset, l1Size } = snapshot;
   const refuse = (what: string) => {
@@ -172,9 +259,9 @@ async function countSnapshot(co: Coroutine<"read">, run: Check, snapshot: Snapsh
     return refuse(`l1_offset=0x${l1TableOffset.toString(16)}: L1 table is not cluster aligned`);
   if (l1Size * 8 > MAX_L1_BYTES) return refuse(`l1_size=0x${l1Size.toString(16)}: L1 table is too large`);
   counts.add(l1TableOffset, l1Size * 8);
-  if (l1TableOffset >= run.fileBytes) return;
+  if (l1TableOffset >= counts.fileBytes) return;
   const table = await state.file.preadBytes(co, l1TableOffset, l1Size * 8);
-  await countL1(co, run, new DataView(table.buffer), false);
+  await countL1(co, run, new DataView(table.buffer), { isActive: false, fix });
 }
 
 /** @qemu qcow2_check_bitmaps_refcounts */
@@ -184,7 +271,7 @@ async function countBitmaps(co: Coroutine<"read">, run: Check): Promise<void> {
   counts.add(state.bitmaps.directoryOffset, state.bitmaps.directorySize);
   for (const { tableOffset, tableSize } of await readBitmapDirectory(co, state, state.bitmaps)) {
     counts.add(tableOffset, tableSize * 8);
-    if (tableOffset >= run.fileBytes) continue;
+    if (tableOffset >= counts.fileBytes) continue;
     const bytes = await state.file.preadBytes(co, tableOffset, tableSize * 8);
     const table = new DataView(bytes.buffer);
     for (let at = 0; at < table.byteLength; at += 8) {

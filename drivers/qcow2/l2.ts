@@ -13,13 +13,7 @@
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { u32, u64 } from "../../src/block/layout.ts";
-import {
-  checkOverlap,
-  checkUsable,
-  noteMoved,
-  signalCorruption,
-  writeIncompatible,
-} from "./corruption.ts";
+import { checkOverlap, checkUsable, noteMoved, signalCorruption, writeIncompatible } from "./corruption.ts";
 import { COMPRESSED_HIGH, entryOffset, isCopied, parseCompressed, setEntry, tableOffset } from "./entries.ts";
 import { HeaderV2, Incompatible, MAX_L1_BYTES } from "./layout.ts";
 import { l2Coverage, placeOf } from "./mapping.ts";

@@ -85,7 +85,7 @@ export function hex(value: number): string {
  * Adds 1 to, or takes 1 from, the refcount of every cluster that [offset, offset + bytes) touches. All or nothing,
  * as far as undoing succeeds.  @qemu update_refcount
  */
-async function updateRefcount(
+export async function updateRefcount(
   co: Coroutine<"read">,
   state: Qcow2State,
   offset: number,
@@ -99,13 +99,13 @@ async function updateRefcount(
   if (state.freed.size > MAX_FREED) await settleFreed(co, state);
 }
 
-/** The same, within such a change: what else it frees stays for later. */
+/** The same with any addend, within such a change: what else it frees stays for later. */
 export async function changeRefcounts(
   co: Coroutine<"read">,
   state: Qcow2State,
   offset: number,
   bytes: number,
-  addend: 1 | -1,
+  addend: number,
   discard: DiscardType,
 ): Promise<void> {
   if (bytes === 0) return;
@@ -114,36 +114,46 @@ export async function changeRefcounts(
   const last = Math.floor((offset + bytes - 1) / state.clusterSize);
   let index = first;
   try {
-    for (; index <= last; index++) await changeRefcount(co, state, index, addend, discard);
+    while (index <= last) index = await changeBlock(co, state, index, last, addend, discard);
   } catch (error) {
-    for (let undone = first; undone < index; undone++)
-      await changeRefcount(co, state, undone, addend > 0 ? -1 : 1, "never").catch(() => {});
+    for (let undone = first; undone < index; )
+      undone = await changeBlock(co, state, undone, index - 1, -addend, "never").catch(() => index);
     throw error;
   }
 }
 
-async function changeRefcount(
+/** Changes those of them that one refcount block has, all or none: gives the index behind them. */
+async function changeBlock(
   co: Coroutine<"read">,
   state: Qcow2State,
-  clusterIndex: number,
-  addend: 1 | -1,
+  first: number,
+  last: number,
+  addend: number,
   discard: DiscardType,
-): Promise<void> {
+): Promise<number> {
   const { get, set, max } = refcountsOf(state);
   const entries = refblockEntries(state);
-  let block = peekRefblock(state, clusterIndex);
-  if (block === undefined) block = await loadRefblock(co, state, clusterIndex);
+  let block = peekRefblock(state, first);
+  if (block === undefined) block = await loadRefblock(co, state, first);
   if (block === NO_BLOCK) {
     if (addend < 0) throw new BlockError("EINVAL");
-    block = await addRefblock(co, state, Math.floor(clusterIndex / entries));
+    block = await addRefblock(co, state, Math.floor(first / entries));
   }
-  const position = clusterIndex % entries;
-  const refcount = get(block.view, position) + addend;
-  if (refcount < 0 || refcount > max) throw new BlockError("EINVAL");
-  set(block.view, position, refcount);
-  const byte = Math.floor((position * state.refcountBits) / 8);
-  block.markDirty(byte, byte + Math.ceil(state.refcountBits / 8));
-  if (refcount === 0) noteFreed(state, clusterIndex, discard);
+  const { view } = block;
+  const start = first % entries;
+  const blockStart = first - start;
+  const end = Math.min(last + 1 - blockStart, entries);
+  for (let position = start; position < end; position++) {
+    const refcount = get(view, position) + addend;
+    if (refcount < 0 || refcount > max) throw new BlockError("EINVAL");
+  }
+  for (let position = start; position < end; position++) {
+    const refcount = get(view, position) + addend;
+    set(view, position, refcount);
+    if (refcount === 0) noteFreed(state, blockStart + position, discard);
+  }
+  block.markDirty(Math.floor((start * state.refcountBits) / 8), Math.ceil((end * state.refcountBits) / 8));
+  return blockStart + end;
 }
 
 function noteFreed(state: Qcow2State, clusterIndex: number, discard: DiscardType): void {
@@ -207,14 +217,16 @@ export async function findFreeClusters(
     if (index >= end) throw new BlockError("EFBIG");
     let block = peekRefblock(state, index);
     if (block === undefined) block = await loadRefblock(co, state, index);
-    if (block !== NO_BLOCK && get(block.view, index % entries) !== 0) {
-      run = 0;
-      needsSettling = false;
-    } else {
-      run++;
-      needsSettling ||= state.freed.size > 0 && state.freed.has(index);
+    const blockEnd = Math.min(index - (index % entries) + entries, end);
+    for (; index < blockEnd && run < count; index++) {
+      if (block !== NO_BLOCK && get(block.view, index % entries) !== 0) {
+        run = 0;
+        needsSettling = false;
+      } else {
+        run++;
+        needsSettling ||= state.freed.size > 0 && state.freed.has(index);
+      }
     }
-    index++;
   }
   state.freeClusterIndex = index;
   if (needsSettling) await settleFreed(co, state);

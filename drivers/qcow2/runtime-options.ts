@@ -3,6 +3,7 @@
 import { BlockError } from "../../src/block/errors.ts";
 import type { OptionTable, OptionValues } from "../../src/block/options.ts";
 import { alignUp, isPowerOfTwo, KiB, MiB } from "../../src/block/units.ts";
+import type { MetadataKind } from "./corruption.ts";
 
 export const options = {
   /** Refcounts are brought up to date when the image is closed; meanwhile it is marked dirty. */
@@ -92,8 +93,8 @@ export function cacheSizes(
   return { l2EntryBytes, l2Tables, refcountTables };
 }
 
-/** Whether writes are checked against the image's own tables. */
-export function checkOverlapOptions(given: OptionValues<typeof options>): boolean {
+/** Which of the image's own tables writes are kept from hitting. */
+export function overlapChecks(given: OptionValues<typeof options>): ReadonlySet<MetadataKind> {
   const whole = given["overlap-check"];
   const template = given["overlap-check.template"];
   if (whole !== undefined && template !== undefined && whole !== template)
@@ -102,10 +103,47 @@ export function checkOverlapOptions(given: OptionValues<typeof options>): boolea
       `Conflicting values for qcow2 options 'overlap-check' ('${whole}') and 'overlap-check.template' ('${template}')`,
     );
   const mode = whole ?? template ?? "cached";
-  if (!["none", "constant", "cached", "all"].includes(mode))
+  const byTemplate = OVERLAP_TEMPLATES.get(mode);
+  if (!byTemplate)
     throw new BlockError(
       "EINVAL",
       `Unsupported value '${mode}' for qcow2 option 'overlap-check'. Allowed are any of the following: none, constant, cached, all`,
     );
-  return mode !== "none";
+  return new Set(
+    OVERLAP_OPTIONS.filter(([key, kind]) => given[key] ?? byTemplate.has(kind)).map(([, kind]) => kind),
+  );
 }
+
+const OVERLAP_OPTIONS = [
+  ["overlap-check.main-header", "qcow2_header"],
+  ["overlap-check.active-l1", "active L1 table"],
+  ["overlap-check.active-l2", "active L2 table"],
+  ["overlap-check.refcount-table", "refcount table"],
+  ["overlap-check.refcount-block", "refcount block"],
+  ["overlap-check.snapshot-table", "snapshot table"],
+  ["overlap-check.inactive-l1", "inactive L1 table"],
+  ["overlap-check.inactive-l2", "inactive L2 table"],
+  ["overlap-check.bitmap-directory", "bitmap directory"],
+] as const satisfies readonly (readonly [keyof typeof options, MetadataKind])[];
+
+const CONSTANT: readonly MetadataKind[] = [
+  "qcow2_header",
+  "active L1 table",
+  "refcount table",
+  "snapshot table",
+  "bitmap directory",
+];
+const CACHED: readonly MetadataKind[] = [
+  ...CONSTANT,
+  "active L2 table",
+  "refcount block",
+  "inactive L1 table",
+];
+
+/** By what they cost: a comparison or two, a look at what is in memory, reads.  @qemu overlap_bool_option_names */
+const OVERLAP_TEMPLATES = new Map<string, ReadonlySet<MetadataKind>>([
+  ["none", new Set()],
+  ["constant", new Set(CONSTANT)],
+  ["cached", new Set(CACHED)],
+  ["all", new Set([...CACHED, "inactive L2 table"])],
+]);

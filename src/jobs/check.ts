@@ -1,4 +1,4 @@
-/** Has an image's driver look for errors in it.  @qemu collect_image_check */
+/** Has an image's driver look for errors in it, and put them right.  @qemu collect_image_check */
 
 import type { BlockBackend } from "../block/backend.ts";
 import type { CheckOptions, CheckResult } from "../block/driver.ts";

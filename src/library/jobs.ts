@@ -97,14 +97,21 @@ export function compare(
 export interface CheckImageOptions extends JobOptions {
   /** Gets each finding as a line, as qemu-img prints it. */
   readonly onFinding?: ((line: string) => void) | undefined;
+  /** What is put right: space that is lost ("leaks"), or whatever can be. An image that is open must be writable. */
+  readonly repair?: "leaks" | "all" | undefined;
 }
 
-/** Looks for errors in an image's tables. ENOTSUP: its format has nothing to check. */
+/** Looks for errors in an image's tables, and repairs them. ENOTSUP: its format has nothing to check. */
 export function check(image: ImageSource, options: CheckImageOptions = {}): Promise<CheckResult> {
-  const { onFinding = () => {}, signal } = options;
-  const open = (name: ImageName) => openWith(name, options, { check: true });
+  const { onFinding = () => {}, repair, signal } = options;
+  const open = (name: ImageName) =>
+    openWith(name, { ...options, writable: repair !== undefined }, { check: true });
   return withImage(image, open, (opened) =>
-    checkImage(opened, { fixLeaks: false, fixErrors: false, report: onFinding }, signal),
+    checkImage(
+      opened,
+      { fixLeaks: repair !== undefined, fixErrors: repair === "all", report: onFinding },
+      signal,
+    ),
   );
 }
 

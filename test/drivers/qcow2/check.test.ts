@@ -29,7 +29,10 @@ async function ours(filename: string): Promise<Verdict> {
       { driver: "qcow2", file: { driver: "file", filename } },
       {
         flags: { readOnly: true, check: true },
-        environment: { warn: (text) => lines.push(`warning: ${text}`) },
+        environment: {
+          warn: (text) => lines.push(`warning: ${text}`),
+          message: (line) => lines.push(line),
+        },
       },
     );
     try {

@@ -1,0 +1,254 @@
+/**
+ * The part of a check that is about refcounts: the blocks that hold them, their comparison with the references that
+ * were counted, and their correction.
+ */
+
+import type { Coroutine } from "../../src/block/coroutine.ts";
+import { BlockError, strerror } from "../../src/block/errors.ts";
+import { isZero } from "../../src/block/iov.ts";
+import { isAligned } from "../../src/block/units.ts";
+import type { Check } from "./check.ts";
+import type { Counters } from "./check-counts.ts";
+import { signalCorruption } from "./corruption.ts";
+import { changeRefcounts, hex, refblockEntries, refcountsOf } from "./refcount.ts";
+import type { Qcow2State } from "./state.ts";
+
+/** What is to be put right. */
+export interface Fixes {
+  readonly leaks: boolean;
+  readonly errors: boolean;
+}
+
+export const NO_FIXES: Fixes = { leaks: false, errors: false };
+
+/** The refcounts as they are in the file. */
+export class FileRefcounts {
+  readonly #state: Qcow2State;
+  /** Entries of the refcount table whose blocks can't be read. */
+  readonly #lost = new Set<number>();
+  #block: { readonly tableIndex: number; readonly bytes: Uint8Array } | undefined;
+
+  constructor(state: Qcow2State) {
+    this.#state = state;
+  }
+
+  /** What was read or found lost may have changed. */
+  forget(): void {
+    this.#lost.clear();
+    this.#block = undefined;
+  }
+
+  get hasLost(): boolean {
+    return this.#lost.size > 0;
+  }
+
+  /** The block as it is in the file, zeroes where there is none; undefined if its place is nonsense. */
+  async block(co: Coroutine<"read">, tableIndex: number, fileBytes: number): Promise<Uint8Array | undefined> {
+    if (this.#block?.tableIndex === tableIndex) return this.#block.bytes;
+    if (this.#lost.has(tableIndex)) return undefined;
+    const { file, clusterSize } = this.#state;
+    const offset = blockOffset(this.#state, tableIndex);
+    if (!isAligned(offset, clusterSize)) {
+      this.#lost.add(tableIndex);
+      const text = `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: ${hex(tableIndex)})`;
+      await signalCorruption(co, this.#state, text);
+      return undefined;
+    }
+    const bytes =
+      offset === 0 || offset >= fileBytes
+        ? new Uint8Array(clusterSize)
+        : await file.preadBytes(co, offset, clusterSize);
+    this.#block = { tableIndex, bytes };
+    return bytes;
+  }
+}
+
+/** Here all 64 bits of an entry count but the 9 lowest. */
+function blockOffset({ refcountTable }: Qcow2State, tableIndex: number): number {
+  if (tableIndex * 8 >= refcountTable.byteLength) return 0;
+  const low = refcountTable.getUint32(tableIndex * 8 + 4);
+  return refcountTable.getUint32(tableIndex * 8) * 2 ** 32 + (low - (low % 512));
+}
+
+/** Counts the refcount blocks themselves. One outside the file gets room, if that is to be.  @qemu check_refblocks */
+export async function countBlocks(co: Coroutine<"read">, run: Check, mayGrow: boolean): Promise<void> {
+  const { state, counts, result, options } = run;
+  const { clusterSize, refcountTable } = state;
+  const complain = (line: string) => {
+    options.report(line);
+    result.corruptions++;
+  };
+  for (let index = 0; index * 8 < refcountTable.byteLength; index++) {
+    const low = refcountTable.getUint32(index * 8 + 4);
+    const offset = blockOffset(state, index);
+    if (offset === 0 && low === 0) continue;
+    if ((low & 0x1ff) !== 0) {
+      complain(`ERROR refcount table entry ${index} has reserved bits set`);
+      run.needsRebuild = true;
+    } else if (!isAligned(offset, clusterSize)) {
+      complain(`ERROR refcount block ${index} is not cluster aligned; refcount table entry corrupted`);
+      run.needsRebuild = true;
+    } else if (offset / clusterSize >= counts.clusters) {
+      complain(`${mayGrow ? "Repairing" : "ERROR"} refcount block ${index} is outside image`);
+      if (mayGrow) await makeRoom(co, run, offset);
+    } else {
+      counts.add(offset, clusterSize);
+      const references = counts.peek(offset / clusterSize) ?? 0;
+      if (references === 1) continue;
+      complain(`ERROR refcount block ${index} refcount=${references}`);
+      run.needsRebuild = true;
+    }
+  }
+}
+
+/** Makes the file so long that the block at `offset` lies within. */
+async function makeRoom(co: Coroutine<"read">, run: Check, offset: number): Promise<void> {
+  const { state, counts, result, options } = run;
+  try {
+    if (offset > state.maxHostOffset - state.clusterSize) throw new BlockError("EFBIG");
+    await state.file.truncate(co, offset + state.clusterSize, false, "off");
+    counts.grow(await state.file.getLength(co));
+    result.corruptions--;
+    result.corruptionsFixed++;
+    counts.add(offset, state.clusterSize);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    run.needsRebuild = true;
+    options.report(`ERROR could not resize image: ${strerror(error.errno)}`);
+  }
+}
+
+/**
+ * Compares every cluster's count with its refcount in the file. Gives the last cluster that is used by either.
+ * `keepCounts`: else the counts become the refcounts, so that memory need not hold both.  @qemu compare_refcounts
+ */
+export async function compareRefcounts(
+  co: Coroutine<"read">,
+  run: Check,
+  fixes: Fixes,
+  keepCounts: boolean,
+): Promise<number> {
+  const { state, counts } = run;
+  const blockClusters = refblockEntries(state);
+  const tableIndices = new Set<number>();
+  for (let index = 0; index * 8 < state.refcountTable.byteLength; index++)
+    if (blockOffset(state, index) !== 0) tableIndices.add(index);
+  for (const page of counts.pageIndices())
+    tableIndices.add(Math.floor((page * counts.pageClusters) / blockClusters));
+  const comparison = new Comparison(run, fixes, keepCounts);
+  let highest = 0;
+  for (const index of [...tableIndices].sort((a, b) => a - b)) {
+    if (index * blockClusters >= counts.clusters) break;
+    co.checkAborted();
+    highest = Math.max(highest, await comparison.compareBlock(co, index));
+  }
+  return highest;
+}
+
+class Comparison {
+  readonly #run: Check;
+  readonly #fixes: Fixes;
+  readonly #keepCounts: boolean;
+
+  constructor(run: Check, fixes: Fixes, keepCounts: boolean) {
+    this.#run = run;
+    this.#fixes = fixes;
+    this.#keepCounts = keepCounts;
+  }
+
+  async compareBlock(co: Coroutine<"read">, tableIndex: number): Promise<number> {
+    const { state, counts, refcounts } = this.#run;
+    const blockClusters = refblockEntries(state);
+    const start = tableIndex * blockClusters;
+    const end = Math.min(start + blockClusters, counts.clusters);
+    const block = await refcounts.block(co, tableIndex, counts.fileBytes);
+    if (!block) {
+      this.#reportLost(start, end);
+      return 0;
+    }
+    let highest = 0;
+    const { pageClusters } = counts;
+    const pageBytes = (pageClusters * state.refcountBits) / 8;
+    for (let first = start; first < end; first += pageClusters) {
+      const pageAt = ((first - start) / pageClusters) * pageBytes;
+      const bytes = block.subarray(pageAt, pageAt + pageBytes);
+      const page = counts.page(first / pageClusters);
+      if (!page && isZero(bytes)) continue;
+      const last = await this.#comparePage(co, page, bytes, first, Math.min(end - first, pageClusters));
+      highest = Math.max(highest, last);
+    }
+    return highest;
+  }
+
+  async #comparePage(
+    co: Coroutine<"read">,
+    page: Counters | undefined,
+    bytes: Uint8Array,
+    first: number,
+    clusters: number,
+  ): Promise<number> {
+    const { get } = refcountsOf(this.#run.state);
+    const { max } = this.#run.counts;
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    let highest = 0;
+    for (let index = 0; index < clusters; index++) {
+      const refcount = get(view, index);
+      const count = page ? (page[index] as number) : 0;
+      if (refcount === 0 && count === 0) continue;
+      highest = first + index;
+      if (refcount === count || (await this.#settle(co, first + index, refcount, count))) continue;
+      if (page && !this.#keepCounts) page[index] = Math.min(refcount, max);
+    }
+    return highest;
+  }
+
+  /** Tells of a difference; true if it is no more. */
+  async #settle(co: Coroutine<"read">, cluster: number, refcount: number, count: number): Promise<boolean> {
+    const { state, result, options } = this.#run;
+    const isLeak = refcount > count;
+    if (refcount === 0) this.#run.needsRebuild = true;
+    const isFixed = refcount !== 0 && (isLeak ? this.#fixes.leaks : this.#fixes.errors);
+    const verdict = isFixed ? "Repairing" : isLeak ? "Leaked" : "ERROR";
+    options.report(`${verdict} cluster ${cluster} refcount=${BigInt(refcount)} reference=${count}`);
+    if (isFixed) {
+      try {
+        const { clusterSize } = state;
+        await changeRefcounts(co, state, cluster * clusterSize, 1, count - refcount, "always");
+        if (isLeak) result.leaksFixed++;
+        else result.corruptionsFixed++;
+        return true;
+      } catch (error) {
+        if (!(error instanceof BlockError)) throw error;
+      }
+    }
+    if (isLeak) result.leaks++;
+    else result.corruptions++;
+    return false;
+  }
+
+  #reportLost(start: number, end: number): void {
+    const { options, result } = this.#run;
+    for (let cluster = start; cluster < end; cluster++)
+      options.report(`Can't get refcount for cluster ${cluster}: Input/output error`);
+    result.checkErrors += end - start;
+  }
+}
+
+/** The refcount in the file, after `compareRefcounts` without `keepCounts`; undefined if it can't be had. */
+export async function refcountOf(
+  co: Coroutine<"read">,
+  run: Check,
+  cluster: number,
+): Promise<number | undefined> {
+  const known = peekRefcount(run, cluster);
+  if (known !== undefined) return known;
+  const entries = refblockEntries(run.state);
+  const block = await run.refcounts.block(co, Math.floor(cluster / entries), run.counts.fileBytes);
+  if (!block) return undefined;
+  return refcountsOf(run.state).get(new DataView(block.buffer, block.byteOffset), cluster % entries);
+}
+
+/** The same where it is in memory: for every cluster that was counted. */
+export function peekRefcount({ counts, refcounts }: Check, cluster: number): number | undefined {
+  return refcounts.hasLost || cluster >= counts.clusters ? undefined : counts.peek(cluster);
+}
