@@ -21,7 +21,6 @@ const SIGNATURES: readonly Signature[] = [
   { formatName: "qed", text: "QED\0" },
   { formatName: "parallels", text: "WithoutFreeSpace" },
   { formatName: "parallels", text: "WithouFreSpacExt" },
-  { formatName: "luks", text: "LUKS\xba\xbe" },
   { formatName: "bochs", text: "Bochs Virtual HD Image" },
   { formatName: "cloop", text: "#!/bin/sh\n#V2.0 Format\nmodprobe cloop" },
 ];

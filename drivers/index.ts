@@ -7,6 +7,7 @@ import type { SECTIONS } from "./blkdebug-rules.ts";
 import { file, hostDevice } from "./file.ts";
 import { compress } from "./filter-compress.ts";
 import { foreignFormats } from "./foreign-formats.ts";
+import { luks } from "./luks.ts";
 import { nullCo } from "./null-co.ts";
 import { qcow2 } from "./qcow2/index.ts";
 import { raw } from "./raw.ts";
@@ -18,6 +19,7 @@ export const drivers = {
   "null-co": nullCo,
   blkdebug,
   compress,
+  luks,
   qcow2,
   raw,
 } as const;

@@ -6,10 +6,10 @@
 
 import { BlockBackend } from "../../src/block/backend.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
-import { createFile, openCreated } from "../../src/block/create.ts";
+import { createFile, emptyCreated, openCreated } from "../../src/block/create.ts";
 import type { CreateRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
-import { type OpenEnvironment, openNode } from "../../src/block/open.ts";
+import { openNode } from "../../src/block/open.ts";
 import { DEFAULT_FLAGS } from "../../src/block/open-flags.ts";
 import type { Options } from "../../src/block/options.ts";
 import { MAX_LENGTH } from "../../src/block/units.ts";
@@ -38,7 +38,7 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
     }
     if (isPreallocated(image)) await preallocate(co, request, image);
   } catch (error) {
-    await emptyFile(co, filename, environment);
+    await emptyCreated(co, filename, environment);
     throw error;
   }
 }
@@ -148,23 +148,5 @@ async function preallocate(
     await image.truncate(size, preallocation === "off" ? "metadata" : preallocation);
   } finally {
     await image.close();
-  }
-}
-
-/** So that nobody takes the file for an image. What went wrong before is what the user is to hear of. */
-async function emptyFile(
-  co: Coroutine<"none">,
-  filename: string,
-  environment: OpenEnvironment,
-): Promise<void> {
-  try {
-    const file = await openCreated(co, filename, environment);
-    try {
-      await file.truncate(0);
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    if (!(error instanceof BlockError)) throw error;
   }
 }

@@ -34,3 +34,21 @@ export async function openCreated(
   const node = await openNode(co, { filename, options: new Map(), flags, environment, protocol: true });
   return BlockBackend.forNode(co, node, { allowBeyondEof: true });
 }
+
+/** So that nobody takes a file whose making failed for an image. What went wrong before is what the user is to hear of. */
+export async function emptyCreated(
+  co: Coroutine<"none">,
+  filename: string,
+  environment: OpenEnvironment,
+): Promise<void> {
+  try {
+    const file = await openCreated(co, filename, environment);
+    try {
+      await file.truncate(0);
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+  }
+}

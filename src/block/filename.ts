@@ -78,8 +78,15 @@ function jsonFilename(node: BlockNode): string {
 }
 
 /** QEMU's objects come out in an order of their own, which those who compare its output rely on: as seen of it. */
-const KEYS_BEFORE_DRIVER = ["backing", "image", "read-zeroes", "offset", "throttle-group"];
-const KEYS_AT_END = ["size", "file"];
+const KEYS_BEFORE_DRIVER = [
+  "encrypt.key-secret",
+  "backing",
+  "image",
+  "read-zeroes",
+  "offset",
+  "throttle-group",
+];
+const KEYS_AT_END = ["size", "file", "key-secret"];
 
 function keyRank(key: string): number {
   const early = KEYS_BEFORE_DRIVER.indexOf(key);

@@ -8,7 +8,7 @@ import type { BlockNode } from "../block/node.ts";
 import { findProtocol, type OpenEnvironment } from "../block/open.ts";
 import { DEFAULT_FLAGS } from "../block/open-flags.ts";
 import { type OptionScalar, type Options, type OptionTable, takeOptions } from "../block/options.ts";
-import { createImage, createOptionTable, setBackingOptions } from "./create.ts";
+import { checkOptions, createImage, createOptionTable, setBackingOptions } from "./create.ts";
 
 /** An image that is to be created. */
 export interface NewImage {
@@ -57,14 +57,6 @@ export function planTarget(image: NewImage, checks: TargetChecks): TargetPlan {
   if (checks.compress) checkCompression(format, table, options);
   options.set("size", checks.sizeBytes);
   return { filename, format, options, hasBacking: options.has("backing_file") };
-}
-
-/** Every option must be known and of its type; which words it may be is for the driver to say, later. */
-function checkOptions(table: OptionTable, options: Options): void {
-  const left = new Map(options);
-  for (const [key, { type }] of Object.entries(table)) takeOptions({ [key]: { type } }, left);
-  const [unknown] = left.keys();
-  if (unknown !== undefined) throw new BlockError("EINVAL", `Invalid parameter '${unknown}'`);
 }
 
 function checkBacking(options: Options, sourceCount: number): void {
@@ -201,6 +193,9 @@ export async function openTarget(
 ): Promise<BlockBackend> {
   const flags = { ...DEFAULT_FLAGS, readOnly: false, unmap, direct, noFlush };
   const options: Options = new Map([["driver", plan.format]]);
+  // An encrypted image needs its secret to be opened as well.  @qemu img_add_key_secrets
+  for (const [key, value] of plan.options)
+    if (/^(encrypt\..*)?key-secret$/.test(key)) options.set(key, value);
   try {
     return await BlockBackend.open(
       { filename: plan.filename, options, flags, environment },
