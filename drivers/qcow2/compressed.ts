@@ -6,9 +6,18 @@ import { type IoVector, iovFlatten, iovLength, iovSlice, iovWrite } from "../../
 import { MiB, SECTOR_SIZE } from "../../src/block/units.ts";
 import { compressAsync, decompressAsync, decompressNow } from "./codec.ts";
 import { checkOverlap, checkUsable } from "./corruption.ts";
-import { COMPRESSED_HIGH, COPIED_HIGH, compressedEntry, parseCompressed } from "./entries.ts";
+import { compressedEntry, parseCompressed } from "./entries.ts";
 import { type Allocation, runPieces } from "./in-flight.ts";
-import { beforeChange, ensureL2, exclusively, freeEntries, readEntry, sliceFor, writeEntry } from "./l2.ts";
+import {
+  beforeChange,
+  ensureL2,
+  exclusively,
+  freeEntries,
+  hasHostData,
+  readEntry,
+  sliceFor,
+  writeEntry,
+} from "./l2.ts";
 import type { Mapping } from "./mapping.ts";
 import { allocateBytes, freeClusters } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
@@ -167,8 +176,7 @@ function reserve(
     await beforeChange(co, state);
     await ensureL2(co, state, guestOffset);
     const { slice, index } = await sliceFor(co, state, guestOffset);
-    const { high } = readEntry(state, slice, index);
-    if (high >= COPIED_HIGH || high & COMPRESSED_HIGH) throw new BlockError("EIO");
+    if (hasHostData(state, readEntry(state, slice, index))) throw new BlockError("EIO");
     const hostOffset = await allocateBytes(co, state, bytes);
     return { allocation: state.allocations.begin(guestOffset, end), hostOffset };
   });

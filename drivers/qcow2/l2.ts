@@ -159,7 +159,7 @@ export async function growL1(
     for (entries = Math.max(state.l1Size, 1); entries < minEntries; ) entries = Math.ceil(entries * 1.5);
   if (entries * 8 > MAX_L1_BYTES) throw new BlockError("EFBIG");
   const { file } = state;
-  const bytes = Math.ceil((entries * 8) / 512) * 512;
+  const bytes = entries * 8;
   const content = new Uint8Array(bytes);
   content.set(new Uint8Array(state.l1Table.buffer, state.l1Table.byteOffset, state.l1Size * 8));
   if (file.debug) await file.debug.event(co, "l1_grow_alloc_table");

@@ -32,7 +32,7 @@ import {
   writeEntry,
 } from "./l2.ts";
 import { Autoclear } from "./layout.ts";
-import { bitRange, l2Coverage, l2OffsetOf, sliceEntries } from "./mapping.ts";
+import { bitRange, sliceEntries } from "./mapping.ts";
 import type { DiscardType, Qcow2State } from "./state.ts";
 
 /** Entries that are changed before the lock is given up and taken again. */
@@ -91,7 +91,7 @@ export async function zeroize(
   if (isDataFileRaw(state)) await state.dataFile.pwriteZeroes(co, start, end - start, flags & Req.MayUnmap);
   if (state.version < 3) {
     if (state.node.backing) throw new BlockError("ENOTSUP");
-    if (unlessData) return changeEntries(co, state, start, end, "request", false, refuseData(state));
+    if (unlessData) return changeEntries(co, state, start, end, "request", refuseData(state));
     return discardRange(co, state, start, end, "request", false);
   }
   const { clusterSize, subclusterSize } = state;
@@ -118,7 +118,7 @@ export async function zeroize(
       allocatedBits: (entry.allocatedBits & ~range) >>> 0,
     };
   };
-  await changeEntries(co, state, start, end, "request", true, change);
+  await changeEntries(co, state, start, end, "request", change);
 }
 
 function holdsData(state: Qcow2State, entry: RawEntry, subcluster: number): boolean {
@@ -160,7 +160,7 @@ export async function pdiscard(
 
 /**
  * Frees the clusters of [start, end), given in whole clusters. `full`: nothing of them stays, as behind the new end
- * of an image that shrinks; else they read as zeroes.
+ * of an image that shrinks; else they read as zeroes. L2 tables are made where there are none, as in QEMU.
  */
 export function discardRange(
   co: Coroutine<"read">,
@@ -178,8 +178,7 @@ export function discardRange(
     if (full) return nothing;
     return state.node.backing || hasHostData(state, entry) ? zero : entry;
   };
-  const needsTables = !full && state.node.backing !== undefined;
-  return changeEntries(co, state, start, end, discard, needsTables, change);
+  return changeEntries(co, state, start, end, discard, change);
 }
 
 /** Applies `change` to every entry of the range, with no allocation under way in it, and frees what falls out of use. */
@@ -189,20 +188,15 @@ async function changeEntries(
   start: number,
   end: number,
   discard: DiscardType,
-  needsTables: boolean,
   change: Change,
 ): Promise<void> {
   const { clusterSize } = state;
-  const coverage = l2Coverage(state);
   const step = MAX_ENTRIES_AT_ONCE * clusterSize;
   for (let from = start - (start % clusterSize); from < end; from += step) {
     const to = Math.min(from + step, end);
     await exclusively(state, from, to, async () => {
       await beforeChange(co, state);
-      for (let at = from; at < to; ) {
-        if (!needsTables && l2OffsetOf(state, at) === 0) at += coverage - (at % coverage);
-        else at = await changeSlice(co, state, at, to, discard, change);
-      }
+      for (let at = from; at < to; ) at = await changeSlice(co, state, at, to, discard, change);
     });
   }
 }
