@@ -9,6 +9,7 @@ import { Coroutine } from "./coroutine.ts";
 import { type Prealloc, Req, type ReqFlags } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
 import { attachRoot, detach } from "./graph.ts";
+import { ImageBitmaps } from "./image-bitmaps.ts";
 import { type IoVector, iovLength } from "./iov.ts";
 import type { BlockNode } from "./node.ts";
 import { type OpenRequest, openNode } from "./open.ts";
@@ -41,6 +42,8 @@ export interface BackendOptions {
 export class BlockBackend implements ChildParent {
   readonly context: AioContext;
   readonly writethrough: boolean;
+  /** What has been written to since when, for backups. */
+  readonly bitmaps = new ImageBitmaps(this);
   readonly #allowBeyondEof: boolean;
   #root: BlockChild | undefined;
   #quiesced = 0;

@@ -31,7 +31,7 @@ export interface NewBitmap {
 /** @qemu BDRV_BITMAP_MAX_NAME_SIZE */
 const MAX_NAME_BYTES = 1023;
 /** So many bits take 512 MiB: no bitmap may have more when it is made. */
-export const MAX_BITMAP_BITS = 2 ** 32;
+const MAX_BITMAP_BITS = 2 ** 32;
 /** @qemu bdrv_get_default_bitmap_granularity */
 const MIN_DEFAULT_GRANULARITY = 4 * KiB;
 const MAX_DEFAULT_GRANULARITY = 64 * KiB;
@@ -170,8 +170,6 @@ export function createBitmap(node: BlockNode, name: string, granularity: number)
   if (Buffer.byteLength(name) > MAX_NAME_BYTES)
     throw new BlockError("EINVAL", `Bitmap name too long: ${name}`);
   const bitmap = new DirtyBitmap(name, granularity, node.totalSectors * SECTOR_SIZE);
-  if (bitmap.bitCount > MAX_BITMAP_BITS)
-    throw new BlockError("EINVAL", "Too much space will be occupied by the bitmap. Use larger granularity");
   node.dirtyBitmaps.unshift(bitmap);
   return bitmap;
 }
@@ -199,17 +197,10 @@ function lookUp(node: BlockNode, name: string): DirtyBitmap {
   return bitmap;
 }
 
-/** A bitmap that can be read; its bits are as of the last write.  */
-export function bitmapToRead(node: BlockNode, name: string): DirtyBitmap {
+/** The bitmap of that name, if it can be used so.  @qemu block_dirty_bitmap_lookup */
+export function bitmapFor(node: BlockNode, name: string, use: "read" | "write"): DirtyBitmap {
   const bitmap = lookUp(node, name);
-  checkBitmap(bitmap, "read");
-  return bitmap;
-}
-
-/** A bitmap that may be changed. */
-export function bitmapToWrite(node: BlockNode, name: string): DirtyBitmap {
-  const bitmap = lookUp(node, name);
-  checkBitmap(bitmap, "write");
+  checkBitmap(bitmap, use);
   return bitmap;
 }
 
@@ -225,6 +216,8 @@ export async function addBitmap(
   if (!isPowerOfTwo(size) || size < SECTOR_SIZE)
     throw new BlockError("EINVAL", "Granularity must be power of 2 and at least 512");
   if (persistent) await checkStorable(co, node, name, size);
+  if (Math.ceil((node.totalSectors * SECTOR_SIZE) / size) > MAX_BITMAP_BITS)
+    throw new BlockError("EINVAL", "Too much space will be occupied by the bitmap. Use larger granularity");
   const bitmap = createBitmap(node, name, size);
   bitmap.persistent = persistent;
   bitmap.enabled = !disabled;
@@ -238,7 +231,7 @@ async function checkStorable(
   granularity: number,
 ): Promise<void> {
   if (!node.ops.checkNewBitmap)
-    throw new BlockError("ENOTSUP", `Can't store persistent bitmaps to ${node.nodeName}`);
+    throw BlockError.wrap(`Can't store persistent bitmaps to ${node.nodeName}`, new BlockError("ENOTSUP"));
   try {
     await node.ops.checkNewBitmap(co, name, granularity);
   } catch (error) {

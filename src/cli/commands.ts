@@ -4,6 +4,8 @@
  * The words behind `-o` and its like belong to the drivers.
  */
 
+import { run as amend } from "./amend.ts";
+import { run as bitmap } from "./bitmap.ts";
 import { run as check } from "./check.ts";
 import type { Command } from "./command.ts";
 import { run as commit } from "./commit.ts";
@@ -74,8 +76,88 @@ const DRIVER_OPTIONS: OptionSpec = {
   value: "OPTIONS",
   help: "Options of the new image's format, a=b,c=d; `-o help` lists them",
 };
+const OUTPUT_FORMAT: OptionSpec = {
+  name: "output-format",
+  short: "O",
+  value: "FORMAT",
+  help: "Format of the new image; raw by default",
+};
+const SNAPSHOT: OptionSpec = {
+  name: "snapshot",
+  short: "l",
+  value: "SNAPSHOT",
+  help: "Internal snapshot of the image to be read",
+};
 
 export const commands: readonly Command[] = [
+  {
+    name: "amend",
+    summary: "Change options of an image that exists",
+    operands: "FILENAME",
+    options: [
+      HELP_OPTION,
+      OBJECT,
+      IMAGE_OPTS,
+      PROGRESS,
+      QUIET,
+      FORMAT,
+      TARGET_CACHE,
+      { name: "force", long: "force", help: "Also what other programs may not be able to read" },
+      { ...DRIVER_OPTIONS, help: "What is to change, a=b,c=d; `-o help` lists the options" },
+    ],
+    load: async () => ({ run: amend }),
+  },
+  {
+    name: "bench",
+    summary: "Take the time of reads or writes",
+    operands: "FILENAME",
+    options: [
+      HELP_OPTION,
+      { name: "count", short: "c", value: "COUNT", help: "Requests in all; 75000 by default" },
+      { name: "depth", short: "d", value: "DEPTH", help: "Requests at once; 64 by default" },
+      FORMAT,
+      {
+        name: "flush-interval",
+        long: "flush-interval",
+        value: "COUNT",
+        help: "Writing: flush after so many requests",
+      },
+      { name: "aio", short: "i", value: "AIO", help: "threads, native or io_uring; without effect" },
+      { name: "native", short: "n", help: "As -i native" },
+      { name: "no-drain", long: "no-drain", help: "A flush does not wait for what is under way" },
+      { name: "offset", short: "o", value: "OFFSET", help: "Where the first request starts" },
+      { name: "pattern", long: "pattern", value: "BYTE", help: "The byte that is written; 0 by default" },
+      QUIET,
+      { name: "buffer-size", short: "s", value: "SIZE", help: "Bytes of a request; 4096 by default" },
+      { name: "step-size", short: "S", value: "SIZE", help: "Bytes from a request to the next" },
+      TARGET_CACHE,
+      { name: "write", short: "w", help: "Write instead of reading" },
+      IMAGE_OPTS,
+      FORCE_SHARE,
+    ],
+    load: () => import("./bench.ts"),
+  },
+  {
+    name: "bitmap",
+    summary: "Change the dirty bitmaps of an image",
+    operands: "FILENAME BITMAP",
+    options: [
+      HELP_OPTION,
+      OBJECT,
+      IMAGE_OPTS,
+      { name: "add", long: "add", help: "Make a bitmap that marks what is written from now on" },
+      { name: "remove", long: "remove", help: "Delete the bitmap" },
+      { name: "clear", long: "clear", help: "Make all of the bitmap clean" },
+      { name: "enable", long: "enable", help: "From now on writes mark the bitmap" },
+      { name: "disable", long: "disable", help: "From now on writes don't mark the bitmap" },
+      { name: "merge", long: "merge", value: "SOURCE", help: "Mark what is dirty in this bitmap too" },
+      { name: "source-file", short: "b", value: "FILENAME", help: "The image that has SOURCE" },
+      FORMAT,
+      { name: "source-format", short: "F", value: "FORMAT", help: "Format of that image" },
+      { name: "granularity", short: "g", value: "SIZE", help: "Bytes to a bit, for --add" },
+    ],
+    load: async () => ({ run: bitmap }),
+  },
   {
     name: "check",
     summary: "Check an image for errors",
@@ -141,13 +223,13 @@ export const commands: readonly Command[] = [
     options: [
       HELP_OPTION,
       FORMAT,
-      { name: "output-format", short: "O", value: "FORMAT", help: "Format of the output; raw by default" },
+      OUTPUT_FORMAT,
       { ...BACKING_FILE, short: "B" },
       BACKING_FORMAT,
       { name: "compress", short: "c", help: "Compress the output" },
       { name: "copy-range", short: "C", help: "Try to let the kernel copy" },
       DRIVER_OPTIONS,
-      { name: "snapshot", short: "l", value: "SNAPSHOT", help: "Copy this internal snapshot" },
+      SNAPSHOT,
       {
         name: "sparse-size",
         short: "S",
@@ -194,6 +276,13 @@ export const commands: readonly Command[] = [
     load: async () => ({ run: create }),
   },
   {
+    name: "dd",
+    summary: "Copy blocks of an image into a new one",
+    operands: "[bs=SIZE] [count=BLOCKS] [skip=BLOCKS] if=INPUT of=OUTPUT",
+    options: [HELP_OPTION, FORMAT, OUTPUT_FORMAT, OBJECT, IMAGE_OPTS, FORCE_SHARE],
+    load: () => import("./dd.ts"),
+  },
+  {
     name: "info",
     summary: "Describe an image",
     operands: "FILENAME",
@@ -229,6 +318,25 @@ export const commands: readonly Command[] = [
       FORCE_SHARE,
     ],
     load: async () => ({ run: map }),
+  },
+  {
+    name: "measure",
+    summary: "Tell how large a new image would be",
+    operands: "[FILENAME]",
+    // In the order in which the C library names those that an abbreviation may mean.
+    options: [
+      HELP_OPTION,
+      IMAGE_OPTS,
+      OBJECT,
+      OUTPUT,
+      { name: "size", long: "size", value: "SIZE", help: "Of an empty image, instead of FILENAME" },
+      FORCE_SHARE,
+      FORMAT,
+      OUTPUT_FORMAT,
+      DRIVER_OPTIONS,
+      SNAPSHOT,
+    ],
+    load: () => import("./measure.ts"),
   },
   {
     name: "rebase",
