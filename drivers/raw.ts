@@ -28,6 +28,11 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
   // Anything is raw: the lowest score, so that every other format goes first.
   probe: () => 1,
 
+  async measure({ options: { size = 0 }, source }) {
+    const required = source ? await source.node.getLength(source.co) : alignUp(size, SECTOR_SIZE);
+    return { required, fullyAllocated: required };
+  },
+
   async open(co, { node, options: { offset = 0, size }, openFileChild, environment }) {
     const isPart = offset > 0 || size !== undefined;
     const file = await openFileChild(co, {

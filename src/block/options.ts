@@ -147,13 +147,13 @@ function parseSizeOption(key: string, value: OptionScalar): number {
 }
 
 /** A whole number, decimal, 0x hexadecimal or 0 octal, as strtoull takes it; undefined if it is none. */
-function parseInteger(text: string): number | undefined {
+export function parseInteger(text: string): number | undefined {
   const trimmed = text.trimStart();
-  const match = /^([+-]?)(0x[0-9a-f]+|[0-9]+)$/i.exec(trimmed);
+  const match = /^([+-]?)(0x[0-9a-f]+|0[0-7]*|[1-9][0-9]*)$/i.exec(trimmed);
   if (!match) return undefined;
   const digits = match[2] as string;
-  const octal = /^0[0-7]+$/.test(digits);
-  const magnitude = octal ? Number.parseInt(digits, 8) : Number(digits);
+  const isOctal = /^0[0-7]/.test(digits);
+  const magnitude = isOctal ? Number.parseInt(digits, 8) : Number(digits);
   return match[1] === "-" ? -magnitude : magnitude;
 }
 

@@ -2,11 +2,11 @@
 
 import type { BlockBackend } from "../block/backend.ts";
 import { BlockError } from "../block/errors.ts";
-import { type Options, parseKeyValues, takeString } from "../block/options.ts";
+import { type Options, parseKeyValues } from "../block/options.ts";
 import { checkBitmaps, convert, loadSnapshot, type SnapshotChoice } from "../jobs/convert.ts";
 import { MAX_PARALLEL, MAX_SPARSE_BYTES } from "../jobs/convert-copy.ts";
 import { type CliContext, CommandError } from "./command.ts";
-import { createOptionsHelp, joinOptionList } from "./driver-options.ts";
+import { createOptionsHelp, joinOptionList, parseSnapshotChoice } from "./driver-options.ts";
 import { parseSizeArgument } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
@@ -98,7 +98,7 @@ function parse(args: Getopt, context: CliContext): ConvertArguments {
     else if (name === "backing-file") wanted.backingFile = value;
     else if (name === "backing-format") wanted.backingFormat = value;
     else if (name === "options") wanted.options = joinOptionList(wanted.options, value);
-    else if (name === "snapshot") wanted.snapshot = parseSnapshot(value);
+    else if (name === "snapshot") wanted.snapshot = parseSnapshotChoice(value);
     else if (name === "sparse-size") wanted.sparseBytes = parseSparseSize(value);
     else if (name === "rate-limit") wanted.bytesPerSecond = parseSizeArgument("rate limit", value);
     else if (name === "parallel") wanted.parallel = parseParallel(value);
@@ -111,18 +111,6 @@ function parse(args: Getopt, context: CliContext): ConvertArguments {
     wanted.sources = args.operands.slice(0, -1);
   }
   return wanted;
-}
-
-/** "snapshot.id=1,snapshot.name=x", or either of both by itself. */
-function parseSnapshot(text: string): SnapshotChoice {
-  if (!text.startsWith("snapshot.")) return { idOrName: text };
-  const options = parseKeyValues(text);
-  const id = takeString(options, "snapshot.id");
-  const name = takeString(options, "snapshot.name");
-  const [unknown] = options.keys();
-  if (unknown !== undefined)
-    throw new CommandError([`Invalid parameter '${unknown}'`, `Failed in parsing snapshot param '${text}'`]);
-  return { ...(id !== undefined && { id }), ...(name !== undefined && { name }) };
 }
 
 function parseSparseSize(text: string): number {

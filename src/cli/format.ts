@@ -31,7 +31,12 @@ export function toFixed(value: number, decimals: number): string {
 const MAX_INT64 = 2 ** 63;
 
 /** A size from the command line; `what` says which for the message: "image size".  @qemu cvtnum_full */
-export function parseSizeArgument(what: string, text: string, warn?: (message: string) => void): number {
+export function parseSizeArgument(
+  what: string,
+  text: string,
+  warn?: (message: string) => void,
+  { min = 0, max = MAX_INT64 }: { readonly min?: number; readonly max?: number } = {},
+): number {
   if (warn) warnOfHexSuffix(text, warn);
   const size = parseSize(text);
   if (size === undefined) {
@@ -40,8 +45,11 @@ export function parseSizeArgument(what: string, text: string, warn?: (message: s
       "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.",
     ]);
   }
-  if (size === "range" || size >= MAX_INT64)
-    throw new CommandError([`Invalid ${what} specified. Must be between 0 and 9223372036854775807.`]);
+  if (size === "range" || size < min || size > max || size >= MAX_INT64) {
+    // As a number, the largest of all would be rounded up.
+    const most = max === MAX_INT64 ? "9223372036854775807" : max;
+    throw new CommandError([`Invalid ${what} specified. Must be between ${min} and ${most}.`]);
+  }
   return size;
 }
 

@@ -29,8 +29,8 @@ export interface ParsedOption {
 export interface OptionFault {
   readonly kind: "unknown" | "missing-value";
   readonly argument: string;
-  /** The letter, where it was a short option: what the C library's own message names. */
-  readonly letter: string | undefined;
+  /** The C library's own words, which some of qemu's tools leave it at. */
+  readonly text: string;
 }
 
 export class OptionError extends Error {
@@ -53,23 +53,21 @@ export class Getopt {
   readonly operands: string[] = [];
   #args: readonly string[];
   readonly #specs: readonly OptionSpec[];
-  readonly #command: string;
+  /** The word before the arguments: the command, or the program. */
+  readonly command: string;
   readonly #stopAtOperand: boolean;
   #index = 0;
   /** The rest of a group of short options. */
   #group = "";
 
-  /**
-   * `command` is the word before `args`. `stopAtOperand`: the first operand ends the options, as with a `+` in
-   * getopt's string.
-   */
+  /** `stopAtOperand`: the first operand ends the options, as with a `+` in getopt's string. */
   constructor(
     command: string,
     args: readonly string[],
     specs: readonly OptionSpec[],
     { stopAtOperand = false }: { readonly stopAtOperand?: boolean } = {},
   ) {
-    this.#command = command;
+    this.command = command;
     this.#args = args;
     this.#specs = specs;
     this.#stopAtOperand = stopAtOperand;
@@ -124,7 +122,7 @@ export class Getopt {
       // In the middle of a group getopt has not moved on yet, and a message names the argument before.
       const named = rest === "" ? argument : this.#argumentBefore();
       if (rest === "") this.#index++;
-      throw new OptionError({ kind: "unknown", argument: named, letter });
+      throw new OptionError({ kind: "unknown", argument: named, text: `invalid option -- '${letter}'` });
     }
     if (spec.value === undefined) {
       this.#group = rest;
@@ -134,7 +132,8 @@ export class Getopt {
     this.#group = "";
     this.#index++;
     if (rest !== "") return { name: spec.name, value: rest };
-    return { name: spec.name, value: this.#takeValue(argument, letter) };
+    const text = `option requires an argument -- '${letter}'`;
+    return { name: spec.name, value: this.#takeValue(argument, text) };
   }
 
   #long(argument: string): ParsedOption {
@@ -143,10 +142,23 @@ export class Getopt {
     const given = argument.slice(2, equals < 0 ? undefined : equals);
     const spec = this.#findLong(given);
     if (!spec || (equals >= 0 && spec.value === undefined))
-      throw new OptionError({ kind: "unknown", argument, letter: undefined });
+      throw new OptionError({ kind: "unknown", argument, text: this.#longFault(given, spec) });
     if (spec.value === undefined) return { name: spec.name, value: "" };
     if (equals >= 0) return { name: spec.name, value: argument.slice(equals + 1) };
-    return { name: spec.name, value: this.#takeValue(argument, undefined) };
+    return {
+      name: spec.name,
+      value: this.#takeValue(argument, `option '--${spec.long}' requires an argument`),
+    };
+  }
+
+  /** Why `--given` is refused; `found` is the option that it means, which takes no value. */
+  #longFault(given: string, found: OptionSpec | undefined): string {
+    // Where there are no long ones, the second hyphen is a letter like any other.
+    if (!this.#specs.some(({ long }) => long !== undefined)) return "invalid option -- '-'";
+    if (found) return `option '--${found.long}' doesn't allow an argument`;
+    const meant = this.#specs.filter(({ long }) => long?.startsWith(given));
+    if (meant.length === 0) return `unrecognized option '--${given}'`;
+    return `option '--${given}' is ambiguous; possibilities:${meant.map(({ long }) => ` '--${long}'`).join("")}`;
   }
 
   #findLong(given: string): OptionSpec | undefined {
@@ -156,16 +168,16 @@ export class Getopt {
     return beginnings.length === 1 ? beginnings[0] : undefined;
   }
 
-  #takeValue(argument: string, letter: string | undefined): string {
+  #takeValue(argument: string, text: string): string {
     const value = this.#args[this.#index];
-    if (value === undefined) throw new OptionError({ kind: "missing-value", argument, letter });
+    if (value === undefined) throw new OptionError({ kind: "missing-value", argument, text });
     this.#index++;
     return value;
   }
 
   /** Operands that have been passed over stand before the option by now, for getopt sorts as it goes. */
   #argumentBefore(): string {
-    return this.operands.at(-1) ?? this.#args[this.#index - 1] ?? this.#command;
+    return this.operands.at(-1) ?? this.#args[this.#index - 1] ?? this.command;
   }
 }
 

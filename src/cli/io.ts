@@ -47,7 +47,7 @@ export async function runIo(args: readonly string[], context: CliContext): Promi
     parsed = await parse(args, context);
   } catch (error) {
     if (!(error instanceof OptionError)) throw error;
-    context.stderr.write(`${context.program}: ${faultText(error)}\n`);
+    context.stderr.write(`${context.program}: ${error.fault.text}\n`);
     context.stdout.write(usage(context.program));
     return 1;
   }
@@ -118,24 +118,6 @@ async function parse(args: readonly string[], context: CliContext): Promise<IoAr
   }
   parsed.filename = filename;
   return parsed;
-}
-
-/** What the C library says of a bad option. */
-function faultText({ fault }: OptionError): string {
-  const { kind, argument, letter } = fault;
-  if (letter !== undefined)
-    return kind === "unknown"
-      ? `invalid option -- '${letter}'`
-      : `option requires an argument -- '${letter}'`;
-  const given = argument.replace(/=.*$/s, "");
-  const meant = OPTIONS.filter(({ long }) => long !== undefined && `--${long}`.startsWith(given));
-  const exact =
-    meant.find(({ long }) => `--${long}` === given) ?? (meant.length === 1 ? meant[0] : undefined);
-  if (kind === "missing-value") return `option '--${exact?.long}' requires an argument`;
-  if (exact) return `option '--${exact.long}' doesn't allow an argument`;
-  if (meant.length === 0) return `unrecognized option '${given}'`;
-  const names = meant.map(({ long }) => ` '--${long}'`).join("");
-  return `option '${given}' is ambiguous; possibilities:${names}`;
 }
 
 function usage(tool: string): string {

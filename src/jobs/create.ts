@@ -67,7 +67,7 @@ export async function createImage(request: CreateImageRequest): Promise<void> {
   // The format's options stand first in the announcement.
   const table: OptionTable = { ...driver.createOptions, ...protocol.createOptions, ...driver.createOptions };
   const options = new Map(request.options);
-  for (const [key, value] of options) checkOption(table, key, value);
+  checkOptions(table, options);
   if (request.size !== undefined) {
     if (options.has("size")) throw new BlockError("EINVAL", "The image size must be specified only once");
     options.set("size", request.size);
@@ -107,10 +107,12 @@ const create = coWrapper(
 );
 
 /** An option that nobody has, or whose value is of the wrong type, is refused at once; what it means is the driver's. */
-function checkOption(table: OptionTable, key: string, value: OptionScalar): void {
-  const spec = table[key];
-  if (!spec) throw new BlockError("EINVAL", `Invalid parameter '${key}'`);
-  takeOptions({ [key]: { type: spec.type } }, new Map([[key, value]]));
+export function checkOptions(table: OptionTable, options: Options): void {
+  for (const [key, value] of options) {
+    const spec = table[key];
+    if (!spec) throw new BlockError("EINVAL", `Invalid parameter '${key}'`);
+    takeOptions({ [key]: { type: spec.type } }, new Map([[key, value]]));
+  }
 }
 
 /** Sets the options that mean a backing file and its format; ENOTSUP where `format` has none. */

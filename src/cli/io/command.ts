@@ -87,7 +87,7 @@ export async function runLine(session: IoSession, line: string): Promise<boolean
     return await command.run(session, argv);
   } catch (error) {
     if (error instanceof OptionError) {
-      stderr.write(`${name}: ${letterFault(error)}\n`);
+      stderr.write(`${name}: ${error.fault.text}\n`);
       stdout.write(usageLine(command.name, command));
     } else if (error instanceof SourceFileFault) stderr.write(`${error.message}\n`);
     else if (error instanceof UsageFault) stdout.write(usageLine(command.name, command));
@@ -112,12 +112,4 @@ function argumentCountFault(
   if (maxArgs === undefined) expected = `expected at least ${minArgs} arguments`;
   else if (maxArgs !== minArgs) expected = `expected between ${minArgs} and ${maxArgs} arguments`;
   return `bad argument count ${count} to ${name}, ${expected}`;
-}
-
-/** The C library's words; without long options, the second hyphen of one is a letter like any other. */
-function letterFault({ fault }: OptionError): string {
-  const letter = fault.letter ?? "-";
-  return fault.kind === "unknown"
-    ? `invalid option -- '${letter}'`
-    : `option requires an argument -- '${letter}'`;
 }

@@ -5,6 +5,7 @@ import path from "node:path";
 import { after, before, describe, it } from "node:test";
 import { qcow2 } from "../../../drivers/qcow2/index.ts";
 import { BlockError } from "../../../src/block/errors.ts";
+import { openGate } from "../../../src/block/open.ts";
 import { parseKeyValues, parseSize, takeOptions } from "../../../src/block/options.ts";
 import { openBackend } from "../../support/graph.ts";
 import { tempDir } from "../../support/temp.ts";
@@ -35,13 +36,16 @@ async function measured(options: string, size?: number, source?: { format: strin
   const given = parseKeyValues(options);
   if (size !== undefined) given.set("size", size);
   const values = takeOptions(createOptions, given);
-  if (!source) return measure({ options: values, source: undefined });
+  const environment = { gate: openGate, warn: () => {} };
+  if (!source) return measure({ options: values, source: undefined, environment });
   const backend = await openBackend(
     { driver: source.format, file: { driver: "file", filename: source.filename } },
     { flags: { readOnly: true } },
   );
   try {
-    return await backend.run((co) => measure({ options: values, source: { node: backend.node, co } }));
+    return await backend.run((co) =>
+      measure({ options: values, source: { node: backend.node, co }, environment }),
+    );
   } finally {
     await backend.close();
   }
