@@ -22,7 +22,8 @@ interface BitmapArguments {
   readonly bitmap: string;
   /** In the order in which they are done. */
   readonly actions: readonly Action[];
-  readonly granularity: number | undefined;
+  /** 0: none was given, or 0 was. */
+  readonly granularity: number;
   readonly sourceFile: string | undefined;
   readonly sourceFormat: string | undefined;
   readonly format: string | undefined;
@@ -52,7 +53,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
 
 function parse(args: Getopt, context: CliContext): BitmapArguments {
   const actions: Action[] = [];
-  let granularity: number | undefined;
+  let granularity = 0;
   let sourceFile: string | undefined;
   let sourceFormat: string | undefined;
   let format: string | undefined;
@@ -63,8 +64,7 @@ function parse(args: Getopt, context: CliContext): BitmapArguments {
     else if (name === "source-file") sourceFile = value;
     else if (name === "source-format") sourceFormat = value;
     else if (name === "format") format = value;
-    else if (name === "granularity")
-      granularity = parseSizeArgument("granularity", value) % GRANULARITY_RANGE;
+    else if (name === "granularity") granularity = parseSizeArgument("granularity", value);
     else if (name === "object") defineObject(value, context);
     else if (name === "image-opts") imageOpts = true;
   }
@@ -74,7 +74,7 @@ function parse(args: Getopt, context: CliContext): BitmapArguments {
   };
   if (actions.length === 0)
     fail("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge");
-  if (granularity !== undefined && !has("add")) fail("granularity only supported with --add");
+  if (granularity !== 0 && !has("add")) fail("granularity only supported with --add");
   if (sourceFormat !== undefined && sourceFile === undefined) fail("-F only supported with -b");
   if (sourceFile !== undefined && !has("merge")) fail("Merge bitmap source file only supported with --merge");
   const [filename, bitmap, ...more] = args.operands;
@@ -93,7 +93,11 @@ async function runAction(
 ): Promise<void> {
   const { bitmaps } = image;
   try {
-    if (name === "add") await bitmaps.add(bitmap, { persistent: true, granularity });
+    if (name === "add")
+      await bitmaps.add(bitmap, {
+        persistent: true,
+        granularity: granularity === 0 ? undefined : granularity % GRANULARITY_RANGE,
+      });
     else if (name === "merge") {
       const merged: BitmapSource = sourceImage ? { image: sourceImage, name: source } : source;
       await bitmaps.merge(bitmap, [merged]);
