@@ -250,6 +250,41 @@ export async function allocateClusters(
 }
 
 /**
+ * Up to `count` clusters from `hostOffset` on, each with refcount 1: how many there were before the first one in use.
+ * @qemu qcow2_alloc_clusters_at
+ */
+export async function allocateClustersAt(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  hostOffset: number,
+  count: number,
+): Promise<number> {
+  const { clusterSize } = state;
+  const first = hostOffset / clusterSize;
+  const most = Math.min(count, Math.floor(state.maxHostOffset / clusterSize) - first);
+  const entries = refblockEntries(state);
+  let free = 0;
+  while (free < most && (await getRefcount(co, state, first + free)) === 0) {
+    const tableIndex = Math.floor((first + free) / entries);
+    // A block that is made for them is put where there is room: that may be just here.
+    if (
+      tableIndex * 8 >= state.refcountTable.byteLength ||
+      tableOffset(state.refcountTable, tableIndex) === 0
+    )
+      await addRefblock(co, state, tableIndex);
+    else free++;
+  }
+  if (free === 0) return 0;
+  for (let index = first; index < first + free; index++) {
+    if (!state.freed.has(index)) continue;
+    await settleFreed(co, state);
+    break;
+  }
+  await updateRefcount(co, state, hostOffset, free * clusterSize, 1, "never");
+  return free;
+}
+
+/**
  * `bytes` (a cluster at most) behind the last ones that were given so: compressed clusters share host clusters.
  * @qemu qcow2_alloc_bytes
  */
