@@ -23,6 +23,8 @@ export interface ChildRole {
   readonly cow?: boolean;
   /** The one whose filename is the parent's. */
   readonly primary?: boolean;
+  /** What the driver needs beyond that, or shares less: changes what follows from the rest.  @qemu bdrv_child_perm */
+  readonly perm?: (pair: PermPair) => PermPair;
 }
 
 /** Permissions, a mask.  @qemu BLK_PERM_* */

@@ -64,11 +64,15 @@ export function refreshFilename(node: BlockNode): void {
 
 /** All that opens the same node again.  @qemu bs->full_open_options */
 function fullOpenOptions(node: BlockNode): NestedOptions {
-  const children: Record<string, NestedOptions> = {};
+  const children: Record<string, NestedOptions | NestedOptions[]> = {};
   for (const [name, edge] of node.children) {
     // A backing file that the image names itself needs no telling.
     if (edge.role.cow && !node.childrenOverridden) continue;
-    children[name] = fullOpenOptions(edge.node);
+    const options = fullOpenOptions(edge.node);
+    // "children.0", "children.1": an array.
+    const [list, index] = name.split(".");
+    if (index === undefined) children[name] = options;
+    else children[list as string] = [...((children[list as string] ?? []) as NestedOptions[]), options];
   }
   return { ...Object.fromEntries(node.ownOptions), driver: node.driver.formatName, ...children };
 }

@@ -140,11 +140,14 @@ function checkConflicts(node: BlockNode): void {
   }
 }
 
-/**
- * What a node needs of a child, from what its own parents need of it.
- * @qemu bdrv_default_perms
- */
+/** What a node needs of a child, from what its own parents need of it. */
 function childPerm(node: BlockNode, role: ChildRole, parents: PermPair): PermPair {
+  const pair = defaultPerm(node, role, parents);
+  return role.perm ? role.perm(pair) : pair;
+}
+
+/** @qemu bdrv_default_perms */
+function defaultPerm(node: BlockNode, role: ChildRole, parents: PermPair): PermPair {
   const passed = Perm.ConsistentRead | Perm.Write | Perm.WriteUnchanged | Perm.Resize;
   if (role.filtered) {
     // A filter adds nothing of its own.

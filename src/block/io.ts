@@ -17,6 +17,7 @@
  */
 
 import { type BlockChild, Perm } from "./child.ts";
+import { copyOnRead } from "./copy-on-read.ts";
 import type { Coroutine } from "./coroutine.ts";
 import { markDirty, resizeBitmaps } from "./dirty-bitmap.ts";
 import { Req, type ReqFlags } from "./driver.ts";
@@ -61,6 +62,7 @@ export async function pread(
     if (!node.filtered) throw new BlockError("ENOTSUP", undefined, { node: node.nodeName });
     return node.filtered.pread(co, offset, iov, flags);
   }
+  if (flags & Req.CopyOnRead) return copyOnRead(co, node, offset, iov);
   const alignment = node.limits.requestAlignment;
   const request = node.tracker.begin(offset, bytes, false);
   try {
@@ -404,11 +406,27 @@ export async function pdiscard(
 
 /**
  * Makes all writes that ended before it stable, here and below. Left out where nothing was written since the last
- * one; with cache.no-flush only caches are handed down.  @qemu bdrv_co_flush
+ * one; with cache.no-flush only caches are handed down. Flushes of one node run one after the other.
+ * @qemu bdrv_co_flush
  */
 export async function flush(co: Coroutine<"read">, node: BlockNode): Promise<void> {
   if (!node.isInserted || node.readOnly) return;
   const generation = node.writeGeneration;
+  while (node.flushing) await node.flushing;
+  let done: () => void = () => {};
+  node.flushing = new Promise((resolve) => {
+    done = resolve;
+  });
+  try {
+    if (node.ops.flush) await node.ops.flush(co);
+    else await flushParts(co, node, generation);
+  } finally {
+    node.flushing = undefined;
+    done();
+  }
+}
+
+async function flushParts(co: Coroutine<"read">, node: BlockNode, generation: number): Promise<void> {
   // What listens to flushes lies below the node that is flushed.
   const debug = node.primary?.debug;
   if (debug) await debug.event(co, "flush_to_os");

@@ -61,6 +61,8 @@ export class BlockNode implements ChildParent {
   /** Counts changes of content, so that a flush with nothing to flush can be left out.  @qemu bs->write_gen */
   writeGeneration = 0;
   flushedGeneration = 0;
+  /** The flush under way: the next one waits for it. */
+  flushing: Promise<void> | undefined;
   /** Users that hold the node open; parents' edges count. Kept by `graph.ts`. */
   refCount = 1;
 
@@ -138,7 +140,7 @@ export class BlockNode implements ChildParent {
 
   get canCompress(): boolean {
     const { filtered } = this;
-    return this.ops.pwriteCompressed !== undefined || (filtered?.node.canCompress ?? false);
+    return filtered ? filtered.node.canCompress : this.ops.pwriteCompressed !== undefined;
   }
 
   /** Flags that a write may carry down to the driver. A filter without its own says what its child says. */
@@ -171,7 +173,9 @@ export class BlockNode implements ChildParent {
   /** Stops the sources of requests above this node; those under way go on to their end.  @qemu bdrv_do_drained_begin_quiesce */
   drainedBegin(): void {
     this.quiesceCounter++;
-    if (this.quiesceCounter === 1) for (const edge of this.parents) edge.parent.drainedBegin();
+    if (this.quiesceCounter > 1) return;
+    for (const edge of this.parents) edge.parent.drainedBegin();
+    this.#ops?.drainedBegin?.();
   }
 
   drainedEnd(): void {

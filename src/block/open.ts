@@ -24,6 +24,7 @@ import {
   takePrefix,
   takeString,
 } from "./options.ts";
+import type { ThrottleGroup } from "./throttle.ts";
 
 /** A file that an image names: it is followed only if the gate lets it. */
 export interface ExternalReference {
@@ -45,8 +46,8 @@ export interface Secret {
 /** What an open asks of its surroundings; children inherit it. */
 export interface OpenEnvironment {
   readonly gate: OpenGate;
-  /** Gets the text of a warning, without "warning: ". */
-  readonly warn: (message: string) => void;
+  /** Gets the text of a warning, without "warning: ", and what qemu's tools print after its line, which may end in none. */
+  readonly warn: (message: string, hint?: string) => void;
   /** Gets the text of an error that does not end the work: a close that could not write its caches.  @qemu error_report */
   readonly error?: (message: string) => void;
   /** Finds the secret of an id, for drivers that decrypt (`key-secret`); undefined: there is none. */
@@ -55,6 +56,10 @@ export interface OpenEnvironment {
   readonly message?: (line: string) => void;
   /** Gets a line that qemu's tools print on stdout at once: blkdebug's suspended requests. */
   readonly notice?: (line: string) => void;
+  /** Prints a line on stderr and ends the process: a mirror has found a difference. Without it that is an error. */
+  readonly fatal?: (line: string) => never;
+  /** Finds the throttle group of an id (`--object throttle-group`).  @qemu throttle_group_exists */
+  readonly throttleGroup?: (id: string) => ThrottleGroup | undefined;
 }
 
 /** Follows every reference, as qemu-img does. */
@@ -86,6 +91,8 @@ export interface OpeningNode<T extends OptionTable = OptionTable> {
     role: ChildRole,
     filename?: string,
   ) => Promise<BlockChild | undefined>;
+  /** Keys of options that nobody has taken yet: an array's children are counted by them. */
+  readonly optionKeys: () => readonly string[];
   /** Takes the options whose keys start with one of `prefixes`, for what no table can list ("inject-error.0.event"). */
   readonly takeOptionsUnder: (prefixes: readonly string[]) => Options;
   /** Opens a child that the image names (`filename` as resolved), after the gate; the user's options under `key` go first. */
@@ -282,6 +289,12 @@ function isProtocol(driver: BlockDriver): boolean {
   return driver.kind === "protocol" || (driver.kind === "filter" && driver.prefix !== undefined);
 }
 
+/** Whether a child without a driver's name is storage rather than an image to be probed.  @qemu bdrv_inherited_options */
+function isProtocolChild(parent: BlockDriver, role: ChildRole, parentIsProtocol: boolean): boolean {
+  if (parent.kind === "format" || role.metadata) return true;
+  return role.filtered === true && (parentIsProtocol || isProtocol(parent));
+}
+
 /** @qemu bdrv_find_protocol */
 export function findProtocol(filename: string): BlockDriver {
   const prefix = protocolPrefix(filename);
@@ -441,7 +454,7 @@ function makeHandle(
     else {
       child = await openChildNode(co, key, filename, options, childFlags(flags, driver.kind, role), {
         environment,
-        protocol: driver.kind === "format" || isProtocol(driver) || (request.protocol ?? false),
+        protocol: isProtocolChild(driver, role, request.protocol ?? false),
       });
     }
     return child && attachChild(co, node, child, key, role);
@@ -452,6 +465,7 @@ function makeHandle(
     environment,
     options: takeOptions(driver.options, options),
     openChild,
+    optionKeys: () => [...options.keys()],
     takeOptionsUnder(prefixes) {
       const taken: Options = new Map();
       for (const [key, value] of options) {

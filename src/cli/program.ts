@@ -97,13 +97,17 @@ function makeContext(program: string, streams: ProgramStreams): CliContext {
     if (hint !== undefined) stderr.write(hint);
   };
   const message = (line: string) => stderr.write(`${line}\n`);
+  const fatal = (line: string): never => {
+    message(line);
+    throw new ExitError(1);
+  };
   const secrets = new Map<string, Secret>();
   const secret = (id: string) => secrets.get(id);
   return {
     ...streams,
     program,
     secrets,
-    environment: { gate: openGate, warn, message, error, secret },
+    environment: { gate: openGate, warn, message, error, fatal, secret },
     error,
     warn,
     report(thrown, prefix) {

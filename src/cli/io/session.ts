@@ -1,13 +1,13 @@
 /** The state of one run of `bdrv io`: the image that is open, requests under way, and whether it is to end. */
 
 import type { BlockBackend } from "../../block/backend.ts";
+import { Req } from "../../block/driver.ts";
 import { BlockError } from "../../block/errors.ts";
-import { type IoVector, iovLength } from "../../block/iov.ts";
+import type { IoVector } from "../../block/iov.ts";
 import type { OpenRequest } from "../../block/open.ts";
 import type { CliContext } from "../command.ts";
 import { AioQueue } from "./aio.ts";
 import type { IoCommand } from "./command.ts";
-import { copyOnRead } from "./copy-on-read.ts";
 
 /** @qemu qemuio_blk */
 export interface OpenedImage {
@@ -55,8 +55,7 @@ export class IoSession {
   async readInto(offset: number, iov: IoVector): Promise<void> {
     const { backend, copyOnRead: copies } = this.opened;
     const { signal } = this.context;
-    await backend.readInto(offset, iov, { signal });
-    if (copies) await backend.run((co) => copyOnRead(co, backend.node, offset, iovLength(iov)), signal);
+    await backend.readInto(offset, iov, { signal, flags: copies ? Req.CopyOnRead : 0 });
   }
 
   findCommand(name: string): IoCommand | undefined {
