@@ -72,11 +72,11 @@ function newCounts() {
   return { pass: 0, fail: 0, skip: 0, durationMs: 0 };
 }
 
-/** dist/test/block/io.test.js is test/block/io.test.ts. */
+/** dist/test-123/block/io.test.js is test/block/io.test.ts. */
 function sourceName(file) {
   if (!file) return "(unknown file)";
   const relative = path.relative(process.cwd(), file);
-  return relative.replace(/^dist[\\/]test/, "test").replace(/\.js$/, ".ts");
+  return relative.replace(/^dist[\\/]test-\d+/, "test").replace(/\.js$/, ".ts");
 }
 
 function describe(error) {

@@ -12,7 +12,8 @@ import path from "node:path";
 import { pathToFileURL } from "node:url";
 import { build } from "esbuild";
 
-const OUTPUT = path.join("dist", "test");
+/** Of this run alone: another may be under way. */
+const OUTPUT = path.join("dist", `test-${process.pid}`);
 
 process.chdir(path.join(import.meta.dirname, ".."));
 const isOption = (arg) => arg.startsWith("-");
@@ -30,7 +31,7 @@ if (files.length === 0) {
   process.exit(1);
 }
 
-fs.rmSync(OUTPUT, { recursive: true, force: true });
+process.on("exit", () => fs.rmSync(OUTPUT, { recursive: true, force: true }));
 const builtName = (file) => path.join(OUTPUT, `${path.posix.relative("test", file).slice(0, -3)}.js`);
 await build({
   entryPoints: files,
