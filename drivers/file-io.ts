@@ -11,6 +11,8 @@ import { Fallocate, type Posix, posix } from "../src/platform/posix.ts";
 
 /** An open file: the descriptor and what was found out about it. */
 export interface HostFile {
+  /** Writes wait for the disk, or did not long ago: the time until which that is taken for granted. */
+  slowUntil: number;
   /** Replaced by a reopen, as is `isDirect`. */
   fd: number;
   readonly filename: string;
@@ -22,10 +24,14 @@ export interface HostFile {
 }
 
 /**
- * Writes up to here go to the page cache at once: 2 us where a turn through the thread pool costs 40 us. Longer
- * ones spend their time copying, and are better done beside other work.
+ * What goes into the page cache is written at once, in pieces of this size: a turn through the thread pool costs 40 us,
+ * and threads that write one file wait for each other (2.5 times the processor time). Larger pieces make the kernel
+ * look for memory in larger pieces, which it may not have.
  */
-const MAX_SYNC_WRITE = 64 * KiB;
+const SYNC_WRITE_BYTES = 256 * KiB;
+/** A write that takes longer waits for the disk: then the pool's threads are to wait, for a while. */
+const SLOW_WRITE_MS = 50;
+const SLOW_PERIOD_MS = 1000;
 
 /** Fills `iov`: from the page cache at once where it can, else through the thread pool. Past the end: zeroes. */
 export async function fullPread(host: HostFile, offset: number, iov: IoVector): Promise<void> {
@@ -98,19 +104,24 @@ export async function fullPwrite(host: HostFile, offset: number, iov: IoVector):
   for (let done = 0; done < bytes; ) {
     const rest = iovSlice(iov, done, bytes);
     const written =
-      rest instanceof Uint8Array && rest.length <= MAX_SYNC_WRITE
-        ? writeNow(host.fd, rest, offset + done)
+      rest instanceof Uint8Array && performance.now() >= host.slowUntil
+        ? writeNow(host, rest, offset + done)
         : await writePool(host.fd, rest, offset + done);
     if (written === 0) throw new BlockError("EIO");
     done += written;
   }
 }
 
-function writeNow(fd: number, buffer: Uint8Array, position: number): number {
+/** Writes a piece of `buffer` without leaving the thread. */
+function writeNow(host: HostFile, buffer: Uint8Array, position: number): number {
+  const start = performance.now();
   try {
-    return fs.writeSync(fd, buffer, 0, buffer.length, position);
+    return fs.writeSync(host.fd, buffer, 0, Math.min(buffer.length, SYNC_WRITE_BYTES), position);
   } catch (error) {
     throw toBlockError(error);
+  } finally {
+    const end = performance.now();
+    if (end - start > SLOW_WRITE_MS) host.slowUntil = end + SLOW_PERIOD_MS;
   }
 }
 

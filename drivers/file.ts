@@ -156,7 +156,10 @@ async function openFile(
         `'${driver}' driver requires '${filename}' to be either a character or block device`,
       );
     const inMemory = !isDevice && !direct && fs.statfsSync(filename).type === TMPFS_MAGIC;
-    return fileOps({ fd, filename, isDevice, isDirect: direct, inMemory, posix: posix() }, node);
+    return fileOps(
+      { fd, filename, isDevice, isDirect: direct, inMemory, slowUntil: 0, posix: posix() },
+      node,
+    );
   } catch (error) {
     fs.closeSync(fd);
     throw toBlockError(error);

@@ -156,6 +156,23 @@ async function changeBlock(
   return blockStart + end;
 }
 
+/** Makes the refcount of a cluster that has one another; its references are known.  @qemu update_refcount */
+export async function setRefcount(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  clusterIndex: number,
+  refcount: number,
+): Promise<void> {
+  await state.refcountCache.setDependency(co, state.l2Cache);
+  const block = peekRefblock(state, clusterIndex) ?? (await loadRefblock(co, state, clusterIndex));
+  if (block === NO_BLOCK) throw new BlockError("EINVAL");
+  const index = clusterIndex % refblockEntries(state);
+  refcountsOf(state).set(block.view, index, refcount);
+  const bits = state.refcountBits;
+  block.markDirty(Math.floor((index * bits) / 8), Math.ceil(((index + 1) * bits) / 8));
+  if (refcount === 0) noteFreed(state, clusterIndex, "always");
+}
+
 function noteFreed(state: Qcow2State, clusterIndex: number, discard: DiscardType): void {
   const offset = clusterIndex * state.clusterSize;
   state.freeClusterIndex = Math.min(state.freeClusterIndex, clusterIndex);

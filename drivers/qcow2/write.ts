@@ -15,7 +15,8 @@ import { Req } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { type IoVector, iovConcat, iovLength, iovSlice } from "../../src/block/iov.ts";
 import { checkOverlap, checkUsable, signalCorruption } from "./corruption.ts";
-import { COMPRESSED_HIGH, COPIED_HIGH } from "./entries.ts";
+import { writeData } from "./crypto.ts";
+import { COMPRESSED_HIGH, COPIED_HIGH, setEntry } from "./entries.ts";
 import { type Allocation, runPieces } from "./in-flight.ts";
 import {
   beforeChange,
@@ -25,7 +26,6 @@ import {
   type RawEntry,
   readEntry,
   sliceFor,
-  writeEntry,
 } from "./l2.ts";
 import {
   bitRange,
@@ -38,11 +38,9 @@ import {
   sliceEntries,
 } from "./mapping.ts";
 import { pread } from "./read.ts";
-import { allocateClusters, freeClusters } from "./refcount.ts";
+import { allocateClusters, allocateClustersAt, freeClusters } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 import type { Table } from "./table-cache.ts";
-
-const TWO_32 = 2 ** 32;
 
 /** Clusters that a write has got, and what of them must be copied. Guest offsets, but for `hostOffset`.  @qemu QCowL2Meta */
 interface Plan {
@@ -75,7 +73,7 @@ export function pwrite(
   if (state.allocations.isEmpty) {
     const mapping = peekMapping(state, guestOffset, bytes);
     if (mapping && mapping.bytes === bytes && isInPlace(state, mapping, guestOffset))
-      return writeHost(co, state, mapping.hostOffset, iov);
+      return writeHost(co, state, guestOffset, mapping.hostOffset, iov);
   }
   return writePieces(co, state, guestOffset, iov, bytes);
 }
@@ -87,6 +85,7 @@ function isInPlace(state: Qcow2State, mapping: Mapping, guestOffset: number): bo
 async function writeHost(
   co: Coroutine<"read">,
   state: Qcow2State,
+  guestOffset: number,
   hostOffset: number,
   iov: IoVector,
 ): Promise<void> {
@@ -98,7 +97,7 @@ async function writeHost(
       if (refused) await refused;
     }
     if (dataFile.debug) await dataFile.debug.event(co, "write_aio");
-    await dataFile.pwrite(co, hostOffset, iov);
+    await writeData(co, state, guestOffset, hostOffset, iov);
   } finally {
     transfers.end(epoch);
   }
@@ -112,12 +111,14 @@ function writePieces(
   bytes: number,
 ): Promise<void> {
   return runPieces(async (pieces) => {
+    let hostEnd = 0;
     for (let done = 0; done < bytes && !pieces.failed; ) {
-      const piece = await nextPiece(co, state, guestOffset + done, bytes - done);
+      const piece = await nextPiece(co, state, guestOffset + done, bytes - done, hostEnd);
       if (!piece) continue;
       const data = iovSlice(iov, done, done + piece.bytes);
       const full = pieces.add(piece.run(data));
       done += piece.bytes;
+      hostEnd = piece.hostEnd;
       if (full) await full;
     }
   });
@@ -125,6 +126,8 @@ function writePieces(
 
 interface WritePiece {
   readonly bytes: number;
+  /** Where it ends in the file: what follows is put there if that is free. */
+  readonly hostEnd: number;
   readonly run: (data: IoVector) => Promise<void>;
 }
 
@@ -134,6 +137,7 @@ async function nextPiece(
   state: Qcow2State,
   at: number,
   bytes: number,
+  wantedHost: number,
 ): Promise<WritePiece | undefined> {
   const cluster = at - (at % state.clusterSize);
   const other = state.allocations.overlapping(cluster, cluster + state.clusterSize);
@@ -153,19 +157,31 @@ async function nextPiece(
     const epoch = state.transfers.begin();
     return {
       bytes: free,
-      run: (data) => writeHost(co, state, mapping.hostOffset, data).finally(() => state.transfers.end(epoch)),
+      hostEnd: mapping.hostOffset + free,
+      run: (data) =>
+        writeHost(co, state, at, mapping.hostOffset, data).finally(() => state.transfers.end(epoch)),
     };
   }
-  const plan = await allocate(co, state, at, bytes);
-  return plan && { bytes: plan.writeEnd - plan.writeStart, run: (data) => fulfil(co, state, plan, data) };
+  const plan = await allocate(co, state, at, bytes, wantedHost);
+  return (
+    plan && {
+      bytes: plan.writeEnd - plan.writeStart,
+      hostEnd: plan.hostOffset + (plan.writeEnd - plan.start),
+      run: (data) => fulfil(co, state, plan, data),
+    }
+  );
 }
 
-/** Chooses host clusters for a write from `at` on. Undefined: it has become a write in place meanwhile. */
+/**
+ * Chooses host clusters for a write from `at` on, those from `wantedHost` on if they are free. Undefined: it has become
+ * a write in place meanwhile.  @qemu qcow2_alloc_host_offset
+ */
 function allocate(
   co: Coroutine<"read">,
   state: Qcow2State,
   at: number,
   bytes: number,
+  wantedHost: number,
 ): Promise<Plan | undefined> {
   const start = at - (at % state.clusterSize);
   return exclusively(state, start, start + state.clusterSize, async () => {
@@ -175,10 +191,17 @@ function allocate(
     if (isInPlace(state, mapping, at)) return undefined;
     const { slice, index } = await sliceFor(co, state, at);
     const reuses = canReuse(mapping);
-    const extent = reuses
+    let extent = reuses
       ? reusedExtent(state, slice, index, mapping, at, bytes)
       : newExtent(state, slice, index, start, at, bytes);
-    const hostOffset = await hostOffsetFor(co, state, mapping, at, reuses, extent.clusters);
+    let hostOffset = at - (at % state.clusterSize);
+    if (reuses) hostOffset = mapping.hostOffset - (at % state.clusterSize);
+    else if (!state.hasDataFile) {
+      const found = await findHost(co, state, extent.clusters, at === start ? wantedHost : 0);
+      if (found.clusters < extent.clusters)
+        extent = newExtent(state, slice, index, start, at, found.clusters * state.clusterSize);
+      hostOffset = found.hostOffset;
+    }
     return {
       ...extent,
       start,
@@ -190,18 +213,17 @@ function allocate(
   });
 }
 
-async function hostOffsetFor(
+/** Right behind what comes before, as far as there is room; else wherever there is for all of them. */
+async function findHost(
   co: Coroutine<"read">,
   state: Qcow2State,
-  mapping: Mapping,
-  at: number,
-  reuses: boolean,
   clusters: number,
-): Promise<number> {
-  const within = at % state.clusterSize;
-  if (reuses) return mapping.hostOffset - within;
-  if (state.hasDataFile) return at - within;
-  return allocateClusters(co, state, clusters * state.clusterSize, "data cluster");
+  wantedHost: number,
+): Promise<{ readonly hostOffset: number; readonly clusters: number }> {
+  const free = wantedHost > 0 ? await allocateClustersAt(co, state, wantedHost, clusters) : 0;
+  if (free > 0) return { hostOffset: wantedHost, clusters: free };
+  const bytes = clusters * state.clusterSize;
+  return { hostOffset: await allocateClusters(co, state, bytes, "data cluster"), clusters };
 }
 
 /** A cluster that is set aside, or has other subclusters already, and is the active image's alone. */
@@ -321,12 +343,12 @@ async function fill(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data: 
     await checkOverlap(co, state, hostOf(plan.copyStart), plan.copyEnd - plan.copyStart);
   if (headBytes + tailBytes === 0) {
     if (dataFile.debug) await dataFile.debug.event(co, "write_aio");
-    return dataFile.pwrite(co, hostOf(plan.writeStart), data);
+    return writeData(co, state, plan.writeStart, hostOf(plan.writeStart), data);
   }
   const isZero = readsZero(state, plan.copyStart, headBytes) && readsZero(state, plan.writeEnd, tailBytes);
   if (isZero && (await tryZeroes(co, state, hostOf(plan.copyStart), plan.copyEnd - plan.copyStart))) {
     if (dataFile.debug) await dataFile.debug.event(co, "write_aio");
-    return dataFile.pwrite(co, hostOf(plan.writeStart), data);
+    return writeData(co, state, plan.writeStart, hostOf(plan.writeStart), data);
   }
   const head = new Uint8Array(headBytes);
   const tail = new Uint8Array(tailBytes);
@@ -336,7 +358,7 @@ async function fill(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data: 
     if (tailBytes > 0) await pread(co, state, plan.writeEnd, tail);
     if (state.file.debug) await state.file.debug.event(co, "cow_write");
   }
-  await dataFile.pwrite(co, hostOf(plan.copyStart), iovConcat(head, data, tail));
+  await writeData(co, state, plan.copyStart, hostOf(plan.copyStart), iovConcat(head, data, tail));
 }
 
 /** Known without a read: nothing is there, or zeroes are. */
@@ -379,17 +401,20 @@ async function link(co: Coroutine<"read">, state: Qcow2State, plan: Plan): Promi
   const { slice, index } = await sliceFor(co, state, plan.start);
   const isCopying = plan.copyStart < plan.writeStart || plan.writeEnd < plan.copyEnd;
   if (plan.replaces || isCopying) l2Cache.dependsOnFlush = true;
+  const { view } = slice;
+  const start = index * state.l2EntryBytes;
+  const end = start + plan.clusters * state.l2EntryBytes;
   const old: RawEntry[] = [];
-  for (let cluster = 0; cluster < plan.clusters; cluster++) {
+  for (let at = start, cluster = 0; at < end; at += state.l2EntryBytes, cluster++) {
     const before = readEntry(state, slice, index + cluster);
-    if (!plan.reuses) old.push(before);
-    const hostOffset = plan.hostOffset + cluster * clusterSize;
-    writeEntry(state, slice, index + cluster, {
-      high: (Math.floor(hostOffset / TWO_32) | COPIED_HIGH) >>> 0,
-      low: hostOffset % TWO_32,
-      ...bitsAfter(state, plan, plan.start + cluster * clusterSize, before),
-    });
+    if (!plan.reuses && hasContent(before)) old.push(before);
+    setEntry(view, at, plan.hostOffset + cluster * clusterSize, true);
+    if (!state.extendedL2) continue;
+    const bits = bitsAfter(state, plan, plan.start + cluster * clusterSize, before);
+    view.setUint32(at + 8, bits.zeroBits);
+    view.setUint32(at + 12, bits.allocatedBits);
   }
+  slice.markDirty(start, end);
   await freeEntries(co, state, state.hasDataFile ? [] : old, "other");
 }
 
@@ -400,7 +425,6 @@ function bitsAfter(
   guestOffset: number,
   before: RawEntry,
 ): Pick<RawEntry, "zeroBits" | "allocatedBits"> {
-  if (!state.extendedL2) return { zeroBits: 0, allocatedBits: 0 };
   const { clusterSize, subclusterSize } = state;
   const from = Math.max(plan.copyStart - guestOffset, 0);
   const to = Math.min(plan.copyEnd - guestOffset, clusterSize);
