@@ -339,6 +339,23 @@ export const commands: readonly Command[] = [
     load: () => import("./measure.ts"),
   },
   {
+    name: "snapshot",
+    summary: "List, take, apply or delete internal snapshots",
+    operands: "FILENAME",
+    options: [
+      HELP_OPTION,
+      { name: "list", short: "l", help: "List all snapshots" },
+      { name: "apply", short: "a", value: "SNAPSHOT", help: "Go back to this snapshot" },
+      { name: "create", short: "c", value: "SNAPSHOT", help: "Take a snapshot" },
+      { name: "delete", short: "d", value: "SNAPSHOT", help: "Delete this snapshot" },
+      QUIET,
+      OBJECT,
+      IMAGE_OPTS,
+      FORCE_SHARE,
+    ],
+    load: async () => ({ run: snapshot }),
+  },
+  {
     name: "rebase",
     summary: "Change the backing file of an image",
     operands: "FILENAME",
@@ -377,23 +394,6 @@ export const commands: readonly Command[] = [
       IMAGE_OPTS,
     ],
     load: async () => ({ run: resize }),
-  },
-  {
-    name: "snapshot",
-    summary: "List, take, apply or delete internal snapshots",
-    operands: "FILENAME",
-    options: [
-      HELP_OPTION,
-      { name: "list", short: "l", help: "List all snapshots" },
-      { name: "apply", short: "a", value: "SNAPSHOT", help: "Go back to this snapshot" },
-      { name: "create", short: "c", value: "SNAPSHOT", help: "Take a snapshot" },
-      { name: "delete", short: "d", value: "SNAPSHOT", help: "Delete this snapshot" },
-      QUIET,
-      OBJECT,
-      IMAGE_OPTS,
-      FORCE_SHARE,
-    ],
-    load: async () => ({ run: snapshot }),
   },
 ];
 

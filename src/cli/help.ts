@@ -8,7 +8,7 @@ import packageJson from "../../package.json" with { type: "json" };
 import { allDrivers } from "../block/driver.ts";
 import type { CliContext, Command } from "./command.ts";
 import { commands } from "./commands.ts";
-import type { OptionSpec } from "./getopt.ts";
+import { HELP_OPTION, type OptionSpec } from "./getopt.ts";
 
 /** The release of QEMU whose command line this one follows. */
 const QEMU_VERSION = "7.2.22";
@@ -107,49 +107,86 @@ function withOptions(parser: Argv, command: Command): Argv {
   return parser;
 }
 
-/** Usage lines as qemu-img has them: one a command, with its options in brackets. */
+/** What stands behind each command in qemu-img's own help: scripts look there for what they may use. */
+const SYNTAX: Readonly<Record<string, string>> = {
+  amend: "[--object objectdef] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename",
+  bench:
+    "[-c count] [-d depth] [-f fmt] [--flush-interval=flush_interval] [-i aio] [-n] [--no-drain] [-o offset] [--pattern=pattern] [-q] [-s buffer_size] [-S step_size] [-t cache] [-w] [-U] filename",
+  bitmap:
+    "(--merge SOURCE | --add | --remove | --clear | --enable | --disable)... [-b source_file [-F source_fmt]] [-g granularity] [--object objectdef] [--image-opts | -f fmt] filename bitmap",
+  check:
+    "[--object objectdef] [--image-opts] [-q] [-f fmt] [--output=ofmt] [-r [leaks | all]] [-T src_cache] [-U] filename",
+  commit:
+    "[--object objectdef] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] filename",
+  compare:
+    "[--object objectdef] [--image-opts] [-f fmt] [-F fmt] [-T src_cache] [-p] [-q] [-s] [-U] filename1 filename2",
+  convert:
+    "[--object objectdef] [--image-opts] [--target-image-opts] [--target-is-zero] [--bitmaps] [-U] [-C] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] [-r rate_limit] [-m num_coroutines] [-W] [--salvage] filename [filename2 [...]] output_filename",
+  create:
+    "[--object objectdef] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]",
+  dd: "[--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] [skip=blocks] if=input of=output",
+  info: "[--object objectdef] [--image-opts] [-f fmt] [--output=ofmt] [--backing-chain] [-U] filename",
+  map: "[--object objectdef] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=ofmt] [-U] filename",
+  measure:
+    "[--output=ofmt] [-O output_fmt] [-o options] [--size N | [--object objectdef] [--image-opts] [-f fmt] [-l snapshot_param] filename]",
+  snapshot:
+    "[--object objectdef] [--image-opts] [-U] [-q] [-l | -a snapshot | -c snapshot | -d snapshot] filename",
+  rebase:
+    "[--object objectdef] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] -b backing_file [-F backing_fmt] filename",
+  resize:
+    "[--object objectdef] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size",
+};
+
+/** The lines that programs read are qemu-img's; what is said to a person is said in our own words. */
 function qemuHelp(program: string): string {
-  const lines = commands.map((command) => {
-    const options = command.options.filter(({ name }) => name !== "help").map(bracketed);
-    return `  ${[command.name, ...options, command.operands.toLowerCase()].join(" ")}`;
-  });
-  const formats = allDrivers()
-    .map(({ formatName }) => formatName)
-    .sort();
-  return [
+  const formats = allDrivers().map(({ formatName }) => formatName);
+  return `${[
     versionText(program).trimEnd(),
     `usage: ${program} [standard options] command [command options]`,
     "QEMU disk image utility, by bdrv",
     "",
     "    '-h', '--help'       display this help and exit",
     "    '-V', '--version'    output version information and exit",
-    "    '-T', '--trace'      accepted, without effect",
+    "    '-T', '--trace'      [[enable=]<pattern>][,events=<file>][,file=<file>]",
+    "                         accepted, without effect",
     "",
     "Command syntax:",
-    ...lines,
+    ...Object.entries(SYNTAX).map(([name, syntax]) => `  ${name} ${syntax}`),
+    "",
+    "Sizes and offsets are in bytes, or with one of the suffixes k, M, G, T, P, E (powers of 1024).",
+    "Where no format is given it is probed. '-o help' lists the options of a format.",
     "",
     "Command parameters:",
-    ...parameterLines(),
+    ...commonParameters(),
+    ...commands.flatMap(ownParameters),
     "",
-    `Supported formats: ${formats.join(" ")}`,
-    "",
-  ].join("\n");
+    `Supported formats: ${formats.sort().join(" ")}`,
+  ].join("\n")}\n`;
 }
 
-/** Each option once, for commands that have it in common. */
-function parameterLines(): string[] {
-  const texts = commands.flatMap(({ options }) =>
-    options.map((option) => `  '${bracketed(option).slice(1, -1)}' ${lowerFirst(option.help ?? "")}`),
-  );
-  return [...new Set(texts)].sort();
+/** Options that are the same in several commands. */
+function commonParameters(): string[] {
+  const all = commands.flatMap(parameterLines);
+  return [...new Set(all.filter((line, index) => all.indexOf(line) !== index))].sort();
+}
+
+function ownParameters(command: Command): string[] {
+  const common = commonParameters();
+  const lines = parameterLines(command).filter((line) => !common.includes(line));
+  return lines.length === 0 ? [] : ["", `Parameters to ${command.name} subcommand:`, ...lines];
+}
+
+function parameterLines({ options }: Command): string[] {
+  const shown = options.filter((option) => option.help !== undefined && option !== HELP_OPTION);
+  return shown.map((option) => `  '${optionText(option)}' ${lowerFirst(option.help ?? "")}`);
 }
 
 function lowerFirst(text: string): string {
-  return text.charAt(0).toLowerCase() + text.slice(1);
+  return text.replace(/^[A-Z](?![A-Z])/, (letter) => letter.toLowerCase());
 }
 
-function bracketed({ short, long, value }: OptionSpec): string {
+function optionText({ short, long, value }: OptionSpec): string {
   const name = short === undefined ? `--${long}` : `-${short}`;
-  if (value === undefined) return `[${name}]`;
-  return short === undefined ? `[${name}=${value.toLowerCase()}]` : `[${name} ${value.toLowerCase()}]`;
+  if (value === undefined) return name;
+  return `${name}${short === undefined ? "=" : " "}${value.toLowerCase()}`;
 }

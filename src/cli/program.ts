@@ -3,6 +3,7 @@
 import "../../drivers/index.ts";
 import { BlockError } from "../block/errors.ts";
 import { openGate, type Secret } from "../block/open.ts";
+import { parseKeyValues } from "../block/options.ts";
 import { type CliContext, type CliStreams, CommandError, ExitError, UsageError } from "./command.ts";
 import { findCommand } from "./commands.ts";
 import { Getopt, HelpRequest, OptionError, type OptionFault, type OptionSpec } from "./getopt.ts";
@@ -53,9 +54,11 @@ async function dispatch(program: string, args: readonly string[], context: CliCo
   if (args[0] === "--get-yargs-completions") return (await import("./help.ts")).completion(args, context);
   const getopt = new Getopt(program, args, STANDARD_OPTIONS, { stopAtOperand: true });
   let traced = false;
-  for (const { name } of getopt) {
-    if (name === "trace") traced = true;
-    else return (await import("./help.ts")).standardOption(name, context);
+  for (const { name, value } of getopt) {
+    if (name === "trace") {
+      checkTrace(value);
+      traced = true;
+    } else return (await import("./help.ts")).standardOption(name, context);
   }
   const [word, ...rest] = getopt.operands;
   // qemu-img's way: a lone `-T x` is no error.
@@ -69,11 +72,20 @@ async function dispatch(program: string, args: readonly string[], context: CliCo
   if (!command) throw new UsageError(await unknownCommand(word, context));
   const { run } = await command.load();
   try {
+    // resize takes its last word for a size, whatever it is: as qemu-img, that is an error.
+    if (program === "bdrv" && rest.at(-1) === "--help") throw new HelpRequest();
     return await run(new Getopt(word, rest, command.options), context);
   } catch (error) {
     if (error instanceof HelpRequest) return (await import("./help.ts")).commandHelp(command, context);
     throw error;
   }
+}
+
+/** There are no trace points here: what is said of them is looked at and forgotten. */
+function checkTrace(text: string): void {
+  for (const key of parseKeyValues(text, "enable").keys())
+    if (key !== "enable" && key !== "events" && key !== "file")
+      throw new CommandError([`Invalid parameter '${key}'`]);
 }
 
 async function runIo(args: readonly string[], context: CliContext): Promise<number> {
