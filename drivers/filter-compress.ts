@@ -3,6 +3,7 @@
 import { graphRdlock } from "../src/block/coroutine.ts";
 import { type FilterDriver, Req } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
+import { driverInfo } from "../src/block/info.ts";
 
 export const compress: FilterDriver = {
   formatName: "compress",
@@ -16,7 +17,7 @@ export const compress: FilterDriver = {
         "ENOTSUP",
         `Compression is not supported for underlying format: ${file.formatName}`,
       );
-    const info = await graphRdlock(co, async (reader) => file.node.ops.getInfo?.(reader));
+    const info = await graphRdlock(co, (reader) => driverInfo(reader, file.node));
     return {
       supportedWriteFlags: Req.WriteUnchanged | (Req.Fua & file.node.supportedWriteFlags),
       supportedZeroFlags:

@@ -26,17 +26,20 @@ export const preallocate: FilterDriver<typeof options> = {
         "EINVAL",
         `prealloc-align parameter of preallocate filter is not aligned to ${SECTOR_SIZE}`,
       );
-    // Nobody else may move the end while it is not where it seems to be.
-    const keepEnd = Perm.Write | Perm.Resize;
-    const file = await openFileChild(co, {
-      filtered: true,
-      primary: true,
-      perm: ({ used, shared }) =>
-        used & Perm.Write ? { used: used | Perm.Resize, shared: shared & ~keepEnd } : { used, shared },
-    });
     /** What is shown as the length; from `dataEnd` to `fileEnd` there are zeroes. Unknown before the first write. */
     let dataEnd: number | undefined;
     let fileEnd = 0;
+    const isAhead = () => dataEnd !== undefined && fileEnd > dataEnd;
+    const toCutOff = Perm.Write | Perm.Resize;
+    const file = await openFileChild(co, {
+      filtered: true,
+      primary: true,
+      // Nobody else may move the end while it is not where it seems to be; at the end, the rest is cut off.
+      perm: ({ used, shared }) =>
+        used & Perm.Write || isAhead()
+          ? { used: used | toCutOff, shared: shared & ~toCutOff }
+          : { used, shared },
+    });
 
     const grow = async (co: Coroutine<"read">, end: number): Promise<void> => {
       if (dataEnd === undefined) dataEnd = fileEnd = await file.getLength(co);
@@ -55,7 +58,7 @@ export const preallocate: FilterDriver<typeof options> = {
       }
     };
     const cutOff = async (co: Coroutine<"read">): Promise<void> => {
-      if (dataEnd === undefined || fileEnd <= dataEnd) return;
+      if (dataEnd === undefined || !isAhead()) return;
       await file.truncate(co, dataEnd, true);
       fileEnd = dataEnd;
     };

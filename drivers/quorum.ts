@@ -9,10 +9,10 @@ import { type IoVector, iovLength, iovWrite } from "../src/block/iov.ts";
 import type { OpenEnvironment, OpeningNode } from "../src/block/open.ts";
 
 const options = {
-  /** Copies that must agree. */
-  "vote-threshold": { type: "number", strong: true },
   /** Two copies that must never differ: where they do, the process ends. */
   blkverify: { type: "bool", strong: true },
+  /** Copies that must agree. */
+  "vote-threshold": { type: "number", strong: true },
   /** Copies that were outvoted get the content of the others. */
   "rewrite-corrupted": { type: "bool", strong: true },
   /** fifo: the first copy that can be read is believed. */

@@ -4,6 +4,7 @@ import type { BlockChild } from "../src/block/child.ts";
 import { createFile } from "../src/block/create.ts";
 import type { FormatDriver } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
+import { driverInfo } from "../src/block/info.ts";
 import { type IoVector, iovFlatten, iovLength, iovSlice } from "../src/block/iov.ts";
 import { PROBE_BYTES, probeFormat } from "../src/block/open.ts";
 import { takeOptions } from "../src/block/options.ts";
@@ -101,7 +102,7 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
         };
       },
       hasZeroInit: () => file.node.ops.hasZeroInit?.() ?? false,
-      getInfo: async (co) => (await file.node.ops.getInfo?.(co)) ?? {},
+      getInfo: (co) => driverInfo(co, file.node),
       // Zero writes and discards that the file cuts best at its own marks are cut there.
       limits: () => ({
         // So that a write to block 0 comes whole.

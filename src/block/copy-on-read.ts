@@ -4,6 +4,7 @@ import { blockStatus } from "./block-status.ts";
 import type { Coroutine } from "./coroutine.ts";
 import { Req } from "./driver.ts";
 import { BlockError } from "./errors.ts";
+import { driverInfo } from "./info.ts";
 import { type IoVector, iovLength, iovSlice, iovWrite, isZero } from "./iov.ts";
 import type { BlockNode } from "./node.ts";
 import { alignDown, alignUp, MiB } from "./units.ts";
@@ -22,7 +23,7 @@ export async function copyOnRead(
   iov: IoVector,
 ): Promise<void> {
   const end = offset + iovLength(iov);
-  const cluster = Math.max(await clusterSize(co, node), node.limits.requestAlignment);
+  const cluster = Math.max((await driverInfo(co, node))?.clusterSize ?? 0, node.limits.requestAlignment);
   const start = alignDown(offset, cluster);
   const alignedEnd = alignUp(end, cluster);
   // No write may come between the look at what is below and its copy.
@@ -47,13 +48,6 @@ export async function copyOnRead(
   } finally {
     node.tracker.end(request);
   }
-}
-
-/** A filter says what its child says. */
-async function clusterSize(co: Coroutine<"read">, top: BlockNode): Promise<number> {
-  let node = top;
-  while (!node.ops.getInfo && node.filtered) node = node.filtered.node;
-  return (await node.ops.getInfo?.(co))?.clusterSize ?? 0;
 }
 
 async function driverRead(

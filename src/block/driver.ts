@@ -212,12 +212,12 @@ export interface NodeOps {
   ) => Promise<BlockStatus>;
 
   /** Bytes of storage used, of this node alone: children are added by the caller.  @qemu bdrv_get_allocated_file_size */
-  readonly getAllocatedFileSize?: (co: Coroutine<"read">) => Promise<number>;
+  readonly getAllocatedFileSize?: (co: Coroutine<"read">) => Promise<number | undefined>;
   /** A freshly created image reads as zeroes.  @qemu bdrv_has_zero_init */
   readonly hasZeroInit?: () => boolean;
 
   readonly limits?: () => Partial<BlockLimits>;
-  readonly getInfo?: (co: Coroutine<"read">) => Promise<DriverInfo>;
+  readonly getInfo?: (co: Coroutine<"read">) => Promise<DriverInfo | undefined>;
   readonly getSpecificInfo?: (co: Coroutine<"read">) => Promise<SpecificInfo | undefined>;
   readonly check?: (co: Coroutine<"read">, options: CheckOptions) => Promise<CheckResult>;
   readonly listSnapshots?: (co: Coroutine<"read">) => Promise<readonly SnapshotInfo[]>;

@@ -84,6 +84,9 @@ function jsonFilename(node: BlockNode): string {
 /** QEMU's objects come out in an order of their own, which those who compare its output rely on: as seen of it. */
 const KEYS_BEFORE_DRIVER = [
   "encrypt.key-secret",
+  "log",
+  "read-pattern",
+  "children",
   "backing",
   "image",
   "read-zeroes",

@@ -2,9 +2,10 @@
 
 import type { BlockBackend } from "../block/backend.ts";
 import type { Coroutine } from "../block/coroutine.ts";
-import type { DriverInfo, SnapshotInfo, SpecificInfo } from "../block/driver.ts";
+import type { SnapshotInfo, SpecificInfo } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
 import { fullBackingFilename } from "../block/filename.ts";
+import { driverInfo } from "../block/info.ts";
 import type { BlockNode } from "../block/node.ts";
 import { listSnapshots } from "../block/snapshot.ts";
 
@@ -64,15 +65,10 @@ async function snapshotsOf(co: Coroutine<"read">, node: BlockNode): Promise<read
   }
 }
 
-/** A filter tells its child's.  @qemu bdrv_get_info */
-async function driverInfo(co: Coroutine<"read">, node: BlockNode): Promise<DriverInfo | undefined> {
-  if (node.ops.getInfo) return node.ops.getInfo(co);
-  return node.filtered && driverInfo(co, node.filtered.node);
-}
-
 /** The node's own storage, or else that of the children that hold its data; backing files are others' storage. */
 async function allocatedFileSize(co: Coroutine<"read">, node: BlockNode): Promise<number | undefined> {
   if (node.ops.getAllocatedFileSize) return node.ops.getAllocatedFileSize(co);
+  if (node.filtered) return allocatedFileSize(co, node.filtered.node);
   if (node.driver.kind === "protocol") return undefined;
   let sum = 0;
   for (const { role, node: child } of node.children.values()) {

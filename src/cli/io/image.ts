@@ -2,9 +2,9 @@
 
 import type { BlockBackend } from "../../block/backend.ts";
 import { blockStatus } from "../../block/block-status.ts";
-import { type DriverInfo, type Prealloc } from "../../block/driver.ts";
+import type { Prealloc } from "../../block/driver.ts";
 import { BlockError } from "../../block/errors.ts";
-import type { BlockNode } from "../../block/node.ts";
+import { driverInfo } from "../../block/info.ts";
 import { SECTOR_SIZE } from "../../block/units.ts";
 import { humanMembers } from "../info-text.ts";
 import { CommandFault, type IoCommand, parseArguments, UsageFault } from "./command.ts";
@@ -205,7 +205,7 @@ export const info: IoCommand = {
     // A protocol has a name of its own for filenames.
     if (driver.kind !== "format" && driver.prefix !== undefined)
       stdout.write(`format name: ${driver.prefix}\n`);
-    const geometry = await driverInfo(backend);
+    const geometry = await backend.run((co) => driverInfo(co, backend.node));
     if (!geometry) return false;
     stdout.write(`cluster size: ${formatBytes(geometry.clusterSize ?? 0)}\n`);
     stdout.write(`vm state offset: ${formatBytes(geometry.vmStateOffset ?? 0)}\n`);
@@ -215,10 +215,3 @@ export const info: IoCommand = {
     return true;
   },
 };
-
-/** Filters say what their child says. Undefined: the driver has nothing to say.  @qemu bdrv_get_info */
-async function driverInfo(backend: BlockBackend): Promise<DriverInfo | undefined> {
-  let node: BlockNode = backend.node;
-  while (!node.ops.getInfo && node.filtered) node = node.filtered.node;
-  return backend.run(async (co) => node.ops.getInfo?.(co));
-}
