@@ -4,14 +4,19 @@ import { blockStatusAbove } from "../../src/block/block-status.ts";
 import type { MeasureRequest, MeasureResult } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { alignUp, divideRoundUp, MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
-import { type CreateOptions, type Geometry, geometryOf, refuseEncryption } from "./create-options.ts";
+import { directoryEntryBytes } from "./bitmap.ts";
+import { type CreateOptions, type Geometry, geometryOf } from "./create-options.ts";
+import { luksBytes } from "./crypto-create.ts";
 import { l1EntriesFor } from "./header.ts";
-import { BitmapDirectoryEntry, MAX_L1_BYTES } from "./layout.ts";
+import { MAX_L1_BYTES } from "./layout.ts";
 
 type Source = NonNullable<MeasureRequest<CreateOptions>["source"]>;
 
-export async function measure({ options, source }: MeasureRequest<CreateOptions>): Promise<MeasureResult> {
-  refuseEncryption(options);
+export async function measure({
+  options,
+  source,
+  environment,
+}: MeasureRequest<CreateOptions>): Promise<MeasureResult> {
   const { compat = "1.1", backing_file: backingFile, preallocation = "off" } = options;
   // Fewer words than `create` takes, as in QEMU 7.2; and what has no part in the size is not looked at.
   if (compat !== "0.10" && compat !== "1.1")
@@ -23,14 +28,14 @@ export async function measure({ options, source }: MeasureRequest<CreateOptions>
     throw new BlockError("EFBIG", "The image size is too large (try using a larger cluster size)");
 
   const alignedSize = alignUp(size, clusterSize);
-  const metadata = metadataBytes(image, alignedSize);
+  const metadata = metadataBytes(image, alignedSize) + alignUp(luksBytes(options, environment), clusterSize);
   const fullyAllocated = metadata + alignedSize;
   const isFull = preallocation === "full" || preallocation === "falloc";
   // What of the data a backing file would already have is not known.
   const isOverlay = source !== undefined && backingFile !== undefined;
   let required = fullyAllocated;
   if (!isFull && !isOverlay) required = metadata + (source ? await dataBytes(source, size, clusterSize) : 0);
-  const bitmaps = source && image.version >= 3 ? await bitmapBytes(source, size, clusterSize) : undefined;
+  const bitmaps = source && image.version >= 3 ? bitmapBytes(source, size, clusterSize) : undefined;
   return { required, fullyAllocated, ...(bitmaps !== undefined && { bitmaps }) };
 }
 
@@ -74,20 +79,15 @@ async function dataBytes({ node, co }: Source, size: number, clusterSize: number
  * What the source's bitmaps would take; undefined where the source can have none.
  * @qemu qcow2_get_persistent_dirty_bitmap_size
  */
-async function bitmapBytes(
-  { node, co }: Source,
-  size: number,
-  clusterSize: number,
-): Promise<number | undefined> {
-  const info = await node.ops.getSpecificInfo?.(co);
-  if (info?.type !== "qcow2" || info.data["compat"] === "0.10") return undefined;
+function bitmapBytes({ node }: Source, size: number, clusterSize: number): number | undefined {
+  if (!node.ops.supportsBitmaps?.()) return undefined;
   let bytes = 0;
-  let directoryBytes = 0;
-  for (const bitmap of (info.data["bitmaps"] ?? []) as readonly { name: string; granularity: number }[]) {
-    const stored = divideRoundUp(divideRoundUp(size, bitmap.granularity), 8);
-    const clusters = divideRoundUp(stored, clusterSize);
+  let directory = 0;
+  for (const { name, granularity, persistent } of node.dirtyBitmaps) {
+    if (!persistent) continue;
+    const clusters = divideRoundUp(size, granularity * clusterSize * 8);
     bytes += clusters * clusterSize + alignUp(clusters * 8, clusterSize);
-    directoryBytes += alignUp(BitmapDirectoryEntry.size + Buffer.byteLength(bitmap.name), 8);
+    directory += directoryEntryBytes(Buffer.byteLength(name));
   }
-  return bytes + alignUp(directoryBytes, clusterSize);
+  return bytes + alignUp(directory, clusterSize);
 }

@@ -3,7 +3,8 @@
 import type { BlockBackend } from "../block/backend.ts";
 import { BlockError } from "../block/errors.ts";
 import { type Options, parseKeyValues } from "../block/options.ts";
-import { checkBitmaps, convert, loadSnapshot, type SnapshotChoice } from "../jobs/convert.ts";
+import { convert, loadSnapshot, type SnapshotChoice } from "../jobs/convert.ts";
+import { checkSourceBitmaps } from "../jobs/convert-bitmaps.ts";
 import { MAX_PARALLEL, MAX_SPARSE_BYTES } from "../jobs/convert-copy.ts";
 import { type CliContext, CommandError } from "./command.ts";
 import { createOptionsHelp, joinOptionList, parseSnapshotChoice } from "./driver-options.ts";
@@ -179,7 +180,10 @@ async function copy(
     parallel,
     compress: flags.has("compress"),
     outOfOrder: flags.has("out-of-order"),
+    copyRange: flags.has("copy-range"),
     salvage: flags.has("salvage"),
+    bitmaps: flags.has("bitmaps"),
+    skipBrokenBitmaps: flags.has("skip-broken-bitmaps"),
     signal: context.signal,
     environment: context.environment,
     onWarning: (message: string) => {
@@ -192,7 +196,6 @@ async function copy(
     await overwrite(wanted, outputFormat, sources, options, context);
     return;
   }
-  if (flags.has("bitmaps")) await checkBitmaps(sources, outputFormat ?? "raw");
   await convert(
     sources,
     {
@@ -215,7 +218,7 @@ async function overwrite(
   wanted: ConvertArguments,
   format: string | undefined,
   sources: readonly BlockBackend[],
-  options: Parameters<typeof convert>[2],
+  options: NonNullable<Parameters<typeof convert>[2]>,
   { environment }: CliContext,
 ): Promise<void> {
   const { flags, cache, target: filename = "", backingFile } = wanted;
@@ -224,6 +227,7 @@ async function overwrite(
       "EINVAL",
       "Having a backing file for the target makes no sense when concatenating multiple input images",
     );
+  checkSourceBitmaps(sources, options);
   const mode = cacheFlags(cache, "cache");
   const target = await openImage({
     filename,
@@ -234,7 +238,6 @@ async function overwrite(
     environment,
   });
   try {
-    if (flags.has("bitmaps")) await checkBitmaps(sources, target.node.driver.formatName);
     const targetIsZero = flags.has("target-is-zero");
     await convert(sources, target, { ...options, targetIsZero, keepBacking: backingFile !== undefined });
   } finally {

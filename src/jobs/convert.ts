@@ -5,6 +5,12 @@ import { BlockError } from "../block/errors.ts";
 import { type OpenEnvironment, openGate } from "../block/open.ts";
 import { parseCacheMode } from "../block/open-flags.ts";
 import { loadSnapshot as loadNodeSnapshot, loadSnapshotByIdOrName } from "../block/snapshot.ts";
+import {
+  type BitmapOptions,
+  checkSourceBitmaps,
+  checkTargetBitmaps,
+  copyBitmaps,
+} from "./convert-bitmaps.ts";
 import { type CopyOptions, copyImages, hasZeroInit } from "./convert-copy.ts";
 import {
   createTarget,
@@ -18,7 +24,7 @@ import {
 export type { CopyOptions } from "./convert-copy.ts";
 export type { NewImage } from "./convert-target.ts";
 
-export interface ConvertOptions extends CopyOptions {
+export interface ConvertOptions extends CopyOptions, BitmapOptions {
   /** A `CacheMode`: how a new image is written. Default: unsafe, for a half-written image is of no use anyway. */
   readonly cache?: string | undefined;
   /** For opening a new image and its backing file. */
@@ -40,6 +46,7 @@ export async function convert(
   const { signal } = options;
   signal?.throwIfAborted();
   if (target instanceof BlockBackend) {
+    checkSourceBitmaps(sources, options);
     refuseSharedFiles(sources, target, target.node.filename);
     await copyAndFlush(sources, target, options);
     return;
@@ -50,6 +57,7 @@ export async function convert(
   for (const source of sources) sizeBytes += await source.getLength();
   const { compress = false } = options;
   const plan = planTarget(target, { compress, sourceCount: sources.length, sizeBytes });
+  checkSourceBitmaps(sources, options);
   const mode = parseCacheMode(cache);
   if (!mode) throw new BlockError("EINVAL", `Invalid cache option: ${cache}`);
   const files = new TargetFiles(plan.filename);
@@ -78,9 +86,13 @@ async function copyAndFlush(
   target: BlockBackend,
   options: ConvertOptions,
 ): Promise<void> {
+  checkTargetBitmaps(target, options);
   await copyImages(sources, target, options);
   // An empty compressed write says that no more come.
   if (options.compress) await target.write(0, [], { compressed: true });
+  const [source] = sources;
+  const warn = options.environment?.warn ?? options.onWarning ?? (() => {});
+  if (options.bitmaps && source) await copyBitmaps(source, target, warn);
   await target.flush(options.signal);
 }
 
@@ -101,20 +113,5 @@ export async function loadSnapshot(source: BlockBackend, choice: SnapshotChoice)
     );
   } catch (error) {
     throw BlockError.wrap("Failed to load snapshot", error);
-  }
-}
-
-/** Refuses what `--bitmaps` asks for where there are bitmaps: they are not copied yet. */
-export async function checkBitmaps(sources: readonly BlockBackend[], targetFormat: string): Promise<void> {
-  if (sources.length > 1) throw new BlockError("ENOTSUP", "Copying bitmaps only possible with single source");
-  for (const source of sources) {
-    const { node } = source;
-    if (node.driver.formatName !== "qcow2") throw new BlockError("ENOTSUP", "Source lacks bitmap support");
-    if (targetFormat !== "qcow2")
-      throw new BlockError("ENOTSUP", `Format driver '${targetFormat}' does not support bitmaps`);
-    const info = await source.run(async (co) => node.ops.getSpecificInfo?.(co));
-    const bitmaps = info?.data["bitmaps"];
-    if (Array.isArray(bitmaps) && bitmaps.length > 0)
-      throw new BlockError("ENOTSUP", "Copying bitmaps is not supported yet");
   }
 }

@@ -8,6 +8,7 @@ import type { CacheMode } from "../block/open-flags.ts";
 import { checkImage } from "../jobs/check.ts";
 import { CompareError, type CompareResult, compareImages } from "../jobs/compare.ts";
 import { type CopyOptions, convert as convertImages } from "../jobs/convert.ts";
+import type { BitmapOptions } from "../jobs/convert-bitmaps.ts";
 import { createImage } from "../jobs/create.ts";
 import { type ImageInfo, imageInfo } from "../jobs/info.ts";
 import { type MapEntry, type MapRange, mapImage } from "../jobs/map.ts";
@@ -153,7 +154,7 @@ export async function create(filename: string | URL, options: CreateOptions): Pr
 /** Where `convert` writes to: an image that is open and long enough, or one that it makes. */
 export type ConvertTarget = BlockBackend | (NewImageOptions & { readonly filename: string | URL });
 
-export interface ConvertOptions extends CopyOptions, Pick<OpenOptions, "gate"> {
+export interface ConvertOptions extends CopyOptions, BitmapOptions, Pick<OpenOptions, "gate"> {
   /** How sources are opened that are not open yet. */
   readonly source?: Omit<JobOptions, "gate" | "onWarning" | "signal"> | undefined;
   /** Default: unsafe, for a half-written image is of no use anyway. */

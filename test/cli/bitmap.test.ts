@@ -1,6 +1,8 @@
 /** `bitmap`, and bitmaps in other commands, compared with QEMU's tools: output, exit code and every byte of the files. */
 
+import fs from "node:fs";
 import { test } from "node:test";
+import { BitmapDirectoryEntry, BitmapFlag, ExtensionType } from "../../drivers/qcow2/layout.ts";
 import { missingTool } from "./differential.ts";
 import { Scenario } from "./scenario.ts";
 
@@ -117,3 +119,168 @@ test("bitmap: what is refused", { skip }, async (t) => {
     "info b.qcow2",
   );
 });
+
+test("convert copies bitmaps, measure counts them", { skip }, async (t) => {
+  const story = new Scenario(t);
+  story.given(
+    "qemu-img create -q -f qcow2 s.qcow2 16M",
+    "qemu-img bitmap --add s.qcow2 b0",
+    "qemu-img bitmap --add s.qcow2 c1",
+    "qemu-io -c 'write -q 1M 128k' s.qcow2",
+    "qemu-img bitmap --clear s.qcow2 b0",
+    "qemu-img bitmap --disable s.qcow2 c1",
+    "qemu-img bitmap --add -g 512 s.qcow2 e1",
+    "qemu-img create -q -f raw r.raw 1M",
+    "qemu-img create -q -f qcow2 -o compat=0.10 v2.qcow2 1M",
+    "qemu-img create -q -f qcow2 same.qcow2 16M",
+    "qemu-img create -q -f qcow2 longer.qcow2 32M",
+    "cp s.qcow2 broken.qcow2",
+  );
+  story.change((directory) => setFlags(`${directory}/broken.qcow2`, 0, BitmapFlag.InUse));
+  await story.same(
+    "convert --bitmaps -O qcow2 s.qcow2 t.qcow2",
+    "convert -c --bitmaps -O qcow2 -o cluster_size=512 s.qcow2 t2.qcow2",
+    "convert -O qcow2 s.qcow2 t3.qcow2",
+    "convert --bitmaps -O qcow2 r.raw no",
+    "convert --bitmaps -O qcow2 v2.qcow2 no",
+    "convert --bitmaps -O qcow2 s.qcow2 r.raw no",
+    "convert --bitmaps -O qcow2 -o foo=1 r.raw no",
+    "convert --bitmaps -t foo -O qcow2 r.raw no",
+    "convert --bitmaps -n -O qcow2 -f raw r.raw nodir/no",
+    "convert --bitmaps -c -O raw s.qcow2 no",
+    "convert --skip-broken-bitmaps -O qcow2 s.qcow2 no",
+    "convert --bitmaps -O qcow2 broken.qcow2 no",
+    "convert -p --bitmaps -O qcow2 broken.qcow2 no",
+    "convert --bitmaps --skip-broken-bitmaps -O qcow2 broken.qcow2 t4.qcow2",
+    "convert -q --bitmaps --skip-broken-bitmaps -O qcow2 broken.qcow2 t4.qcow2",
+    "convert -n --bitmaps -O qcow2 s.qcow2 longer.qcow2",
+    "convert -n --bitmaps -O qcow2 s.qcow2 same.qcow2",
+    "convert -n --bitmaps -O qcow2 s.qcow2 same.qcow2",
+    "convert -n --bitmaps -O raw s.qcow2 r.raw",
+    "check same.qcow2",
+    "measure -O qcow2 s.qcow2",
+    "measure -O qcow2 --output json broken.qcow2",
+    "measure -O raw s.qcow2",
+    "measure -O qcow2 -o compat=0.10 s.qcow2",
+    "measure -O qcow2 -o cluster_size=512 s.qcow2",
+    "measure -O qcow2 longer.qcow2",
+    "measure -O qcow2 v2.qcow2",
+    "measure -O qcow2 --size 1G",
+  );
+});
+
+test("bitmaps follow sizes, snapshots and versions", { skip }, async (t) => {
+  const story = new Scenario(t);
+  story.given(
+    "qemu-img create -q -f qcow2 a.qcow2 16777728",
+    "qemu-img bitmap --add -g 512 a.qcow2 b0",
+    "qemu-img bitmap --add a.qcow2 b1",
+    "qemu-io -c 'write -q 1M 128k' -c 'write -q 16777216 512' a.qcow2",
+    "cp a.qcow2 broken.qcow2",
+  );
+  story.change((directory) => setFlags(`${directory}/broken.qcow2`, 0, BitmapFlag.InUse | BitmapFlag.Auto));
+  await story.same(
+    "resize --shrink a.qcow2 16M",
+    "resize a.qcow2 17M",
+    "resize a.qcow2 4G",
+    "qemu-io -c 'write -q 3G 1M' a.qcow2",
+    "resize --shrink a.qcow2 8M",
+    "check a.qcow2",
+  );
+  story.given("qemu-img snapshot -c one a.qcow2");
+  // The same date in both.
+  fs.copyFileSync(`${story.theirs}/a.qcow2`, `${story.ours}/a.qcow2`);
+  await story.same(
+    "qemu-io -c 'write -q 2M 1M' a.qcow2",
+    "snapshot -a one a.qcow2",
+    "resize a.qcow2 9M",
+    "snapshot -d one a.qcow2",
+    "amend -o compat=0.10 a.qcow2",
+    "bitmap --add a.qcow2 later",
+    "resize broken.qcow2 32M",
+    "bitmap --clear broken.qcow2 b0",
+    "bitmap --merge b0 broken.qcow2 b1",
+    "bitmap --merge b1 broken.qcow2 b0",
+    "bitmap --enable broken.qcow2 b0",
+    "bitmap --add broken.qcow2 b2",
+    "check broken.qcow2",
+    "bitmap --remove broken.qcow2 b0",
+    "resize broken.qcow2 32M",
+    "check broken.qcow2",
+  );
+});
+
+test("bitmaps of an image that is reopened, read only, or left by a crash", { skip }, async (t) => {
+  const story = new Scenario(t);
+  story.given(
+    "qemu-img create -q -f qcow2 a.qcow2 16M",
+    "qemu-img bitmap --add a.qcow2 b0",
+    "qemu-img bitmap --add a.qcow2 b1",
+    "qemu-img bitmap --disable a.qcow2 b1",
+  );
+  await story.same(
+    "qemu-io -r -c 'reopen -w' -c 'write -q 0 64k' -c 'reopen -r' -c 'reopen -w' -c 'write -q 4M 64k' a.qcow2",
+    "qemu-io -c 'write -q 5M 1' -c 'reopen -r' -c 'read -q 0 64k' a.qcow2",
+    "qemu-io -c 'write -q 6M 1' -c 'reopen -r' -c 'write -q 7M 1' a.qcow2",
+    "qemu-io -r -c 'read -q 0 64k' a.qcow2",
+    "check a.qcow2",
+  );
+  story.change((directory) => clearAutoclear(`${directory}/a.qcow2`));
+  await story.same(
+    "info a.qcow2",
+    "check a.qcow2",
+    "qemu-io -c quit a.qcow2",
+    "info a.qcow2",
+    "check a.qcow2",
+  );
+  await story.same("check -r leaks a.qcow2", "bitmap --add a.qcow2 b0");
+});
+
+test("bitmaps that can't be stored are lost, and said to be", { skip }, async (t) => {
+  const story = new Scenario(t);
+  story.given(
+    "qemu-img create -q -f qcow2 base.qcow2 16M",
+    "qemu-img bitmap --add base.qcow2 b0",
+    "qemu-img bitmap --add base.qcow2 b1",
+    "qemu-io -c 'write -q 1M 128k' base.qcow2",
+  );
+  for (const event of ["cluster_alloc", "pwritev_zero"]) {
+    story.given("cp base.qcow2 a.qcow2");
+    story.change((directory) =>
+      fs.writeFileSync(
+        `${directory}/faults`,
+        `[inject-error]\nevent = "${event}"\nerrno = "28"\nonce = "on"\n`,
+      ),
+    );
+    await story.same("bitmap --disable blkdebug:faults:a.qcow2 b0", "check a.qcow2");
+    await story.same(
+      "bitmap --disable a.qcow2 b0",
+      "bitmap --remove a.qcow2 b0",
+
+      "check a.qcow2",
+    );
+  }
+});
+
+/** Where the bitmap directory is, by the header extension that names it. */
+function directoryOffset(image: Buffer): number {
+  for (let at = image.readUInt32BE(100); image.readUInt32BE(at) !== 0; ) {
+    if (image.readUInt32BE(at) === ExtensionType.Bitmaps) return Number(image.readBigUInt64BE(at + 24));
+    at += 8 + Math.ceil(image.readUInt32BE(at + 4) / 8) * 8;
+  }
+  throw new Error("no bitmaps");
+}
+
+/** Sets the flags of the bitmap whose entry begins `entryOffset` bytes into the directory. */
+function setFlags(file: string, entryOffset: number, flags: number): void {
+  const image = fs.readFileSync(file);
+  image.writeUInt32BE(flags, directoryOffset(image) + entryOffset + BitmapDirectoryEntry.offsetOf.flags);
+  fs.writeFileSync(file, image);
+}
+
+/** As by a program that writes to the image and knows nothing of bitmaps. */
+function clearAutoclear(file: string): void {
+  const image = fs.readFileSync(file);
+  image.writeBigUInt64BE(0n, 88);
+  fs.writeFileSync(file, image);
+}
