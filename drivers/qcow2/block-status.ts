@@ -50,7 +50,8 @@ function continues(first: Mapping, next: Mapping, run: number): boolean {
 }
 
 function describe(state: Qcow2State, { kind, hostOffset }: Mapping, bytes: number): BlockStatus {
-  const place = { offset: hostOffset, file: state.dataFile.node };
+  // What lies in the file is not what the guest sees.
+  const place = state.crypto ? {} : { offset: hostOffset, file: state.dataFile.node };
   switch (kind) {
     case Kind.Normal:
       return {
@@ -59,7 +60,7 @@ function describe(state: Qcow2State, { kind, hostOffset }: Mapping, bytes: numbe
         zero: false,
         allocated: true,
         ...place,
-        ...(state.metadataPreallocated && { recurse: true }),
+        ...(state.metadataPreallocated && !state.crypto && { recurse: true }),
       };
     case Kind.Compressed:
       return { bytes, data: true, zero: false, allocated: true, compressed: true };

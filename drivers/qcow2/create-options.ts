@@ -75,13 +75,12 @@ export interface NewImage extends Geometry {
   readonly dataFileRaw: boolean;
 }
 
-const VERSIONS: Readonly<Record<string, 2 | 3>> = { "0.10": 2, v2: 2, "1.1": 3, v3: 3 };
+export const VERSIONS: Readonly<Record<string, 2 | 3>> = { "0.10": 2, v2: 2, "1.1": 3, v3: 3 };
 
 /** Extended L2 entries have 32 subclusters of at least 512 bytes. */
 const MIN_EXTENDED_CLUSTER_BYTES = 16384;
 
 export function checkCreateOptions(options: OptionValues<CreateOptions>): NewImage {
-  refuseEncryption(options);
   const compat = options.compat ?? "v3";
   const version = VERSIONS[compat];
   if (!version) throw invalid(`Parameter 'version' does not accept value '${compat}'`);
@@ -128,19 +127,6 @@ export function geometryOf(options: OptionValues<CreateOptions>, version: 2 | 3,
       `Different refcount widths than 16 bits require compatibility level 1.1 or above (use ${remedy} or greater)`,
     );
   return { version, clusterBits, clusterSize, refcountBits, extendedL2 };
-}
-
-export function refuseEncryption(options: OptionValues<CreateOptions>): void {
-  if (options.encryption && options["encrypt.format"] !== undefined)
-    throw invalid("'encrypt.format' and its alias 'encryption' can't be used at the same time");
-  const format = options.encryption ? "aes" : options["encrypt.format"];
-  if (format === undefined) return;
-  if (format !== "aes" && format !== "luks")
-    throw invalid(`Parameter 'format' does not accept value '${format}'`);
-  throw new BlockError(
-    "ENOTSUP",
-    `Encryption of qcow2 images (encrypt.format=${format}) is not supported yet`,
-  );
 }
 
 /** What depends on the version. */

@@ -14,16 +14,19 @@ import { DEFAULT_FLAGS } from "../../src/block/open-flags.ts";
 import type { Options } from "../../src/block/options.ts";
 import { MAX_LENGTH } from "../../src/block/units.ts";
 import { type CreateOptions, checkCreateOptions, type NewImage } from "./create-options.ts";
+import { checkEncryption, encryptImage, type NewEncryption, planEncryption } from "./crypto-create.ts";
 import { refcountAccess, setEntry } from "./entries.ts";
 import { l1EntriesFor, serializeHeader } from "./header.ts";
-import { Autoclear, Compatible, Incompatible, MAX_L1_BYTES } from "./layout.ts";
+import { Autoclear, Compatible, CryptMethod, Incompatible, MAX_L1_BYTES } from "./layout.ts";
 
 export async function create(co: Coroutine<"none">, request: CreateRequest<CreateOptions>): Promise<void> {
   const { filename, protocolOptions, environment } = request;
   // All is checked before anything that is there is emptied.
+  const encryptionFormat = checkEncryption(request.options);
   const image = checkCreateOptions(request.options);
   const layout = planLayout(image);
   const header = makeHeader(image, layout);
+  const encryption = encryptionFormat && (await planEncryption(encryptionFormat, request));
   await createFile(co, filename, protocolOptions, environment);
   try {
     if (image.dataFile !== undefined) {
@@ -37,6 +40,7 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
       await file.close();
     }
     if (isPreallocated(image)) await preallocate(co, request, image);
+    if (encryption) await encrypt(co, request, image, encryption);
   } catch (error) {
     await emptyCreated(co, filename, environment);
     throw error;
@@ -100,6 +104,8 @@ function makeHeader(image: NewImage, layout: Layout): Uint8Array {
       backingFormat,
       dataFileName: dataFile,
       bitmaps: undefined,
+      cryptMethod: CryptMethod.None,
+      cryptoHeader: undefined,
     });
   } catch (error) {
     if (backingFile === undefined) throw error;
@@ -137,16 +143,40 @@ function isPreallocated({ preallocation, dataFileRaw }: NewImage): boolean {
 /** Grows the image to its size through the driver. */
 async function preallocate(
   co: Coroutine<"none">,
-  { filename, environment }: CreateRequest<CreateOptions>,
-  { size, preallocation, dataFile }: NewImage,
+  request: CreateRequest<CreateOptions>,
+  image: NewImage,
 ): Promise<void> {
+  const { size, preallocation } = image;
+  const backend = await openImage(co, request, image);
+  try {
+    await backend.truncate(size, preallocation === "off" ? "metadata" : preallocation);
+  } finally {
+    await backend.close();
+  }
+}
+
+/** Last, as qemu-img does: the LUKS header lies behind what else the image has. */
+async function encrypt(
+  co: Coroutine<"none">,
+  request: CreateRequest<CreateOptions>,
+  image: NewImage,
+  encryption: NewEncryption,
+): Promise<void> {
+  const backend = await openImage(co, request, image);
+  try {
+    await backend.run((reader, { node }) => encryptImage(reader, node, encryption));
+  } finally {
+    await backend.close();
+  }
+}
+
+async function openImage(
+  co: Coroutine<"none">,
+  { filename, environment }: CreateRequest<CreateOptions>,
+  { dataFile }: NewImage,
+): Promise<BlockBackend> {
   const options: Options = new Map([["driver", "qcow2"]]);
   if (dataFile !== undefined) options.set("data-file.filename", dataFile);
   const flags = { ...DEFAULT_FLAGS, readOnly: false, noBacking: true };
-  const image = await BlockBackend.forNode(co, await openNode(co, { filename, options, flags, environment }));
-  try {
-    await image.truncate(size, preallocation === "off" ? "metadata" : preallocation);
-  } finally {
-    await image.close();
-  }
+  return BlockBackend.forNode(co, await openNode(co, { filename, options, flags, environment }));
 }

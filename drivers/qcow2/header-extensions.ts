@@ -8,6 +8,9 @@ import { isAligned } from "../../src/block/units.ts";
 import {
   BitmapsExtension,
   type BitmapsRecord,
+  CryptMethod,
+  CryptoHeader,
+  type CryptoHeaderRecord,
   ExtensionHeader,
   ExtensionType,
   FeatureName,
@@ -29,6 +32,7 @@ export interface Extensions {
   backingFormat: string | undefined;
   dataFileName: string | undefined;
   bitmaps: BitmapsRecord | undefined;
+  cryptoHeader: CryptoHeaderRecord | undefined;
   /** There are bitmaps that must not be used: they go with the next header that is written. */
   hasStaleBitmaps: boolean;
   /** The last one found comes first. */
@@ -58,6 +62,7 @@ export async function readExtensions(
     backingFormat: undefined,
     dataFileName: undefined,
     bitmaps: undefined,
+    cryptoHeader: undefined,
     hasStaleBitmaps: false,
     unknownExtensions: [],
   };
@@ -75,7 +80,7 @@ export async function readExtensions(
       case ExtensionType.FeatureNames:
         break;
       case ExtensionType.CryptoHeader:
-        await checkCryptoHeader(length, read, area);
+        found.cryptoHeader = await readCryptoHeader(length, read, area);
         break;
       case ExtensionType.Bitmaps:
         found.bitmaps = await readBitmaps(length, read, area, context);
@@ -177,17 +182,20 @@ async function readSome(
   }
 }
 
-async function checkCryptoHeader(
+async function readCryptoHeader(
   length: number,
   read: ReadData,
   { clusterSize, cryptMethod }: ExtensionArea,
-): Promise<void> {
-  if (cryptMethod !== 2) throw invalid("CRYPTO header extension only expected with LUKS encryption method");
-  if (length !== 16) throw invalid(`CRYPTO header extension size ${length}, but expected size 16`);
+): Promise<CryptoHeaderRecord> {
+  if (cryptMethod !== CryptMethod.Luks)
+    throw invalid("CRYPTO header extension only expected with LUKS encryption method");
+  if (length !== CryptoHeader.size)
+    throw invalid(`CRYPTO header extension size ${length}, but expected size ${CryptoHeader.size}`);
   const data = await read("Unable to read CRYPTO header extension");
   const offset = new DataView(data.buffer, data.byteOffset, data.length).getBigUint64(0);
   if (offset % BigInt(clusterSize) !== 0n)
     throw invalid(`Encryption header offset '${offset}' is not a multiple of cluster size '${clusterSize}'`);
+  return CryptoHeader.read(data);
 }
 
 async function readBitmaps(

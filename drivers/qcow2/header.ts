@@ -13,6 +13,9 @@ import {
   Autoclear,
   BitmapsExtension,
   type BitmapsRecord,
+  CryptMethod,
+  CryptoHeader,
+  type CryptoHeaderRecord,
   ExtensionHeader,
   ExtensionType,
   FeatureName,
@@ -61,6 +64,9 @@ export interface ParsedHeader {
   readonly backingFile: string | undefined;
   readonly backingFormat: string | undefined;
   readonly dataFileName: string | undefined;
+  /** `CryptMethod`. */
+  readonly cryptMethod: number;
+  readonly cryptoHeader: CryptoHeaderRecord | undefined;
   readonly bitmaps: BitmapsRecord | undefined;
   readonly hasStaleBitmaps: boolean;
 }
@@ -117,6 +123,7 @@ export async function parseHeader(
     clusterBits,
     size,
     compressionType,
+    cryptMethod: v2.cryptMethod,
     headerLength,
     refcountBits: 2 ** v3.refcountOrder,
     incompatibleFeatures: v3.incompatibleFeatures,
@@ -210,7 +217,7 @@ async function checkFeatures(
 }
 
 function checkTables(v2: HeaderV2Record, v3: HeaderV3Record, clusterSize: number, check: boolean): void {
-  if (v2.refcountTableClusters === 0) throw invalid("Image does not contain a reference count table");
+  if (v2.refcountTableClusters === 0 && !check) throw invalid("Image does not contain a reference count table");
   const refcountTableBytes = v2.refcountTableClusters * clusterSize;
   if (refcountTableBytes > MAX_REFCOUNT_TABLE_BYTES)
     throw new BlockError("EFBIG", "Reference count table too large");
@@ -242,12 +249,7 @@ function checkOffset(what: string, offset: number, clusterSize: number): void {
 }
 
 function checkEncryption(cryptMethod: number): void {
-  if (cryptMethod > 2) throw invalid(`Unsupported encryption method ${cryptMethod}`);
-  if (cryptMethod !== 0)
-    throw new BlockError(
-      "ENOTSUP",
-      `Encrypted images (encryption format '${cryptMethod === 1 ? "aes" : "luks"}') are not supported yet`,
-    );
+  if (cryptMethod > CryptMethod.Luks) throw invalid(`Unsupported encryption method ${cryptMethod | 0}`);
 }
 
 async function readBackingName(
@@ -276,6 +278,8 @@ export function serializeHeader(header: Omit<ParsedHeader, "headerLength" | "has
   if (isV3) writer.append(header.unknownHeader);
   if (header.backingFormat) writer.extension(ExtensionType.BackingFormat, Buffer.from(header.backingFormat));
   if (header.dataFileName) writer.extension(ExtensionType.DataFile, Buffer.from(header.dataFileName));
+  if (header.cryptoHeader)
+    writer.extension(ExtensionType.CryptoHeader, CryptoHeader.write(header.cryptoHeader));
   // As qemu-img: small clusters must have room for the name of the backing file.
   if (isV3 && header.clusterBits > 12) writer.extension(ExtensionType.FeatureNames, featureNameTable());
   if (header.bitmaps) writer.extension(ExtensionType.Bitmaps, BitmapsExtension.write(header.bitmaps));
@@ -294,7 +298,7 @@ export function serializeHeader(header: Omit<ParsedHeader, "headerLength" | "has
       size: header.size,
       backingFileOffset,
       backingFileSize: backingName.length,
-      cryptMethod: 0,
+      cryptMethod: header.cryptMethod,
       l1Size: header.l1Size,
       l1TableOffset: header.l1TableOffset,
       refcountTableOffset: header.refcountTableOffset,

@@ -1,6 +1,8 @@
 /** The qcow2 format.  @qemu block/qcow2.c */
 
 import { type FormatDriver, type NodeOps, Req } from "../../src/block/driver.ts";
+import { SECTOR_SIZE } from "../../src/block/units.ts";
+import { amend, amendOptions } from "./amend.ts";
 import { checkNewBitmap, removeStoredBitmap } from "./bitmap-store.ts";
 import { blockStatus } from "./block-status.ts";
 import { check } from "./check.ts";
@@ -18,7 +20,7 @@ import { pread } from "./read.ts";
 import { truncate } from "./resize.ts";
 import { DEFAULT_CLEAN_INTERVAL_SECONDS, options } from "./runtime-options.ts";
 import { createSnapshot, deleteSnapshot, gotoSnapshot, listSnapshots, loadSnapshot } from "./snapshot.ts";
-import type { Qcow2State } from "./state.ts";
+import { type Qcow2State, stateOf } from "./state.ts";
 import { loadVmState, saveVmState, vmStateOffset } from "./vm-state.ts";
 import { pwrite } from "./write.ts";
 import { pdiscard, pwriteZeroes } from "./zero.ts";
@@ -28,6 +30,7 @@ export const qcow2: FormatDriver<typeof options, CreateOptions> = {
   kind: "format",
   options,
   createOptions,
+  amendOptions,
   supportsBacking: true,
   supportsCompression: true,
   probe(head) {
@@ -41,6 +44,7 @@ export const qcow2: FormatDriver<typeof options, CreateOptions> = {
 
   async open(co, opening) {
     const state = await openState(co, opening);
+    stateOf.set(opening.node, state);
     const seconds = opening.options["cache-clean-interval"] ?? DEFAULT_CLEAN_INTERVAL_SECONDS;
     return nodeOps(state, startCleaning(state, seconds));
   },
@@ -62,7 +66,9 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
   return {
     supportedWriteFlags: 0,
     // Version 2 has no entries for zeroes.
-    supportedZeroFlags: state.version >= 3 ? Req.MayUnmap | Req.NoFallback : 0,
+    get supportedZeroFlags() {
+      return state.version >= 3 ? Req.MayUnmap | Req.NoFallback : 0;
+    },
     pread: (co, offset, iov) => pread(co, state, offset, iov),
     pwrite: (co, offset, iov, flags) =>
       flags & Req.WriteCompressed ? pwriteCompressed(co, state, offset, iov) : pwrite(co, state, offset, iov),
@@ -73,6 +79,7 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
     truncate: (co, bytes, exact, prealloc, flags) => truncate(co, state, bytes, exact, prealloc, flags),
     flushToOs: (co) => state.lock.run(() => writeCaches(co, state)),
     limits: () => ({
+      ...(state.crypto && { requestAlignment: SECTOR_SIZE }),
       pwriteZeroesAlignment: state.subclusterSize,
       pdiscardAlignment: state.clusterSize,
     }),
@@ -80,7 +87,7 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
     hasZeroInit: () =>
       node.totalSectors === 0 || state.l1Table.byteLength === 0 || state.l1Table.getBigUint64(0) === 0n
         ? true
-        : (state.dataFile.node.ops.hasZeroInit?.() ?? false),
+        : !state.crypto && (state.dataFile.node.ops.hasZeroInit?.() ?? false),
     getInfo: async () => ({
       clusterSize: state.clusterSize,
       subclusterSize: state.subclusterSize,
@@ -96,6 +103,7 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
     deleteSnapshot: (co, wanted) => deleteSnapshot(co, state, wanted),
     loadVmState: (co, offset, iov) => loadVmState(co, state, offset, iov),
     saveVmState: (co, offset, iov) => saveVmState(co, state, offset, iov),
+    amend: (co, request) => amend(co, state, request),
     makeEmpty: (co) => makeEmpty(co, state),
     changeBackingFile: (co, name, format) => state.lock.run(() => changeBackingFile(co, state, name, format)),
     supportsBitmaps: () => state.version >= 3,

@@ -3,6 +3,7 @@
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import type { InfoValue, SpecificInfo } from "../../src/block/driver.ts";
 import { readBitmapDirectory, type StoredBitmap } from "./bitmap.ts";
+import { cryptoInfo } from "./crypto.ts";
 import { Autoclear, BitmapFlag, Compatible, Incompatible } from "./layout.ts";
 import type { Qcow2State } from "./state.ts";
 
@@ -12,7 +13,12 @@ export async function specificInfo(co: Coroutine<"read">, state: Qcow2State): Pr
     const { compressionType, refcountBits } = state;
     return {
       type: "qcow2",
-      data: { compat: "0.10", "compression-type": compressionType, "refcount-bits": refcountBits },
+      data: {
+        compat: "0.10",
+        "compression-type": compressionType,
+        "refcount-bits": refcountBits,
+        ...cryptoInfo(state),
+      },
     };
   }
   const bitmaps = state.bitmaps ? await readBitmapDirectory(co, state, state.bitmaps) : [];
@@ -25,6 +31,7 @@ export async function specificInfo(co: Coroutine<"read">, state: Qcow2State): Pr
       ...(bitmaps.length > 0 && { bitmaps: bitmaps.map(bitmapInfo) }),
       "refcount-bits": state.refcountBits,
       ...(dataFileName !== undefined && { "data-file": dataFileName }),
+      ...cryptoInfo(state),
       ...((incompatible & Incompatible.DataFile) !== 0n && {
         "data-file-raw": (state.autoclearFeatures & Autoclear.DataFileRaw) !== 0n,
       }),

@@ -72,6 +72,19 @@ export const FeatureName = layout("big", {
   name: bytes(46),
 });
 
+/** Section "Full disk encryption header pointer". */
+export const CryptoHeader = layout("big", {
+  /** Where the LUKS header and its key slots are; cluster-aligned. */
+  offset: u64,
+  /** Bytes of them. */
+  length: u64,
+});
+
+export type CryptoHeaderRecord = Infer<typeof CryptoHeader>;
+
+/** The header's cryptMethod. */
+export const CryptMethod = { None: 0, Aes: 1, Luks: 2 } as const;
+
 /** Section "Bitmaps extension". */
 export const BitmapsExtension = layout("big", {
   nbBitmaps: u32,
@@ -118,7 +131,7 @@ export const Autoclear = { Bitmaps: 1n << 0n, DataFileRaw: 1n << 1n } as const;
 
 /** Section "Snapshots": the fixed part of an entry; extra data, id and name follow, padded to a multiple of 8. */
 export const SnapshotHeader = layout("big", {
-  l1TableOffset: u64,
+  l1TableOffset: mask64,
   l1Size: u32,
   idSize: u16,
   nameSize: u16,
@@ -129,8 +142,15 @@ export const SnapshotHeader = layout("big", {
   extraDataSize: u32,
 });
 
-/** The extra data of a snapshot, as far as it is known: version 3 wants the first 16 bytes. */
-export const SnapshotExtra = layout("big", { vmStateSizeLarge: u64, diskSize: u64, icount: mask64 });
+/**
+ * The extra data of a snapshot, as far as it is known: version 3 wants the first 16 bytes. Nothing checks the numbers
+ * before they are used, and what makes no sense is written back as it is.
+ */
+export const SnapshotExtra = layout("big", {
+  vmStateSizeLarge: mask64,
+  diskSize: mask64,
+  icount: mask64,
+});
 
 export type HeaderV2Record = Infer<typeof HeaderV2>;
 export type HeaderV3Record = Infer<typeof HeaderV3>;

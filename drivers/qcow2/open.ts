@@ -9,6 +9,7 @@ import { loadBitmaps } from "./bitmap-load.ts";
 import { checkLocked } from "./check.ts";
 import { prepareCodec } from "./codec.ts";
 import { checkOverlap } from "./corruption.ts";
+import { openCrypto } from "./crypto.ts";
 import { type ParsedHeader, parseHeader, updateHeader } from "./header.ts";
 import { Allocations, Transfers } from "./in-flight.ts";
 import { Autoclear, Compatible, Incompatible } from "./layout.ts";
@@ -27,12 +28,13 @@ export async function openState(co: Coroutine<"none">, opening: Opening): Promis
     parseHeader(reader, file, { writable: !node.readOnly, check: flags.check, warn: environment.warn }),
   );
   if (header.compressionType === "zstd") await prepareCodec("zstd");
+  const crypto = await openCrypto(co, opening, header, file);
   const dataFile = await openDataFile(co, opening, header, file);
   node.backingFilename = header.backingFile;
   node.backingFormat = header.backingFormat;
   node.totalSectors = Math.floor(header.size / SECTOR_SIZE);
   return graphRdlock(co, async (reader) => {
-    const state = await makeState(reader, opening, header, file, dataFile);
+    const state = await makeState(reader, opening, { ...header, crypto }, file, dataFile);
     if (!node.readOnly) await dropUnknown(reader, state, header.hasStaleBitmaps);
     await loadBitmaps(reader, state);
     const isDirty = (state.incompatibleFeatures & Incompatible.Dirty) !== 0n;
@@ -68,7 +70,7 @@ async function openDataFile(
 async function makeState(
   co: Coroutine<"read">,
   { node, environment, options: given, flags }: Opening,
-  header: ParsedHeader,
+  header: ParsedHeader & Pick<Qcow2State, "crypto">,
   file: BlockChild,
   dataFile: BlockChild,
 ): Promise<Qcow2State> {
@@ -234,11 +236,12 @@ async function dropUnknown(
 }
 
 /** Brings refcounts up to date that were left behind, before anything is written.  @qemu qcow2_do_open */
-export async function repairDirty(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+async function repairDirty(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
   const { message, warn } = state.environment;
   const report = message ?? warn;
   try {
-    const { checkErrors } = await checkLocked(co, state, { fixLeaks: true, fixErrors: true, report });
+    const options = { fixLeaks: true, fixErrors: true, report };
+    const { checkErrors } = await checkLocked(co, state, options, true);
     if (checkErrors > 0) throw new BlockError("EIO");
   } catch (error) {
     throw BlockError.wrap("Could not repair dirty image", error);

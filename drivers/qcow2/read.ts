@@ -4,6 +4,7 @@ import type { Coroutine } from "../../src/block/coroutine.ts";
 import { type IoVector, iovFill, iovLength, iovSlice } from "../../src/block/iov.ts";
 import { readCompressed } from "./compressed.ts";
 import { checkUsable, signalCorruption } from "./corruption.ts";
+import { readData } from "./crypto.ts";
 import { runPieces } from "./in-flight.ts";
 import { Kind, loadSlice, type Mapping, peekMapping } from "./mapping.ts";
 import type { Qcow2State } from "./state.ts";
@@ -70,7 +71,7 @@ function readPiece(
 ): Promise<void> {
   switch (mapping.kind) {
     case Kind.Normal:
-      return readHost(co, state, mapping.hostOffset, iov);
+      return readHost(co, state, guestOffset, mapping.hostOffset, iov);
     case Kind.Compressed:
       return readCompressed(co, state, mapping, guestOffset % state.clusterSize, iov, alone);
     case Kind.ZeroPlain:
@@ -92,6 +93,7 @@ const DONE = Promise.resolve();
 async function readHost(
   co: Coroutine<"read">,
   state: Qcow2State,
+  guestOffset: number,
   hostOffset: number,
   iov: IoVector,
 ): Promise<void> {
@@ -99,7 +101,7 @@ async function readHost(
   const epoch = transfers.begin();
   try {
     if (dataFile.debug) await dataFile.debug.event(co, "read_aio");
-    await dataFile.pread(co, hostOffset, iov);
+    await readData(co, state, guestOffset, hostOffset, iov);
   } finally {
     transfers.end(epoch);
   }

@@ -4,8 +4,9 @@ import type { BlockChild } from "../../src/block/child.ts";
 import type { BlockNode } from "../../src/block/node.ts";
 import type { OpenEnvironment } from "../../src/block/open.ts";
 import type { MetadataKind } from "./corruption.ts";
+import type { ImageCrypto } from "./crypto.ts";
 import type { Allocations, Transfers } from "./in-flight.ts";
-import type { BitmapsRecord } from "./layout.ts";
+import type { BitmapsRecord, CryptoHeaderRecord } from "./layout.ts";
 import type { Mutex } from "./mutex.ts";
 import type { TableCache } from "./table-cache.ts";
 
@@ -28,6 +29,12 @@ export interface Snapshot {
   icount: bigint;
   /** What is behind the extra data that we know. */
   unknownExtra: Uint8Array;
+  /** The numbers of 64 bits as they stand in the file, if one is too large to be true: they are written back so. */
+  readonly exact?: {
+    readonly l1TableOffset: bigint;
+    readonly vmStateSize: bigint;
+    readonly diskSize: bigint;
+  };
 }
 
 /** A header extension that we do not know, kept to be written back. */
@@ -48,6 +55,9 @@ export interface MetadataIndex {
   /** L2 tables of snapshots; undefined: not read. */
   inactiveL2Tables: ReadonlySet<number> | undefined;
 }
+
+/** The state of an open node, for what works on an image from outside its operations. */
+export const stateOf = new WeakMap<BlockNode, Qcow2State>();
 
 export interface Qcow2State {
   readonly node: BlockNode;
@@ -78,6 +88,12 @@ export interface Qcow2State {
   /** Header bytes that we do not know, kept to be written back. */
   unknownHeader: Uint8Array;
   unknownExtensions: UnknownExtension[];
+  /** `CryptMethod`. */
+  cryptMethod: number;
+  /** The clusters with the LUKS header. */
+  cryptoHeader: CryptoHeaderRecord | undefined;
+  /** Undefined: guest data is stored as it is. */
+  readonly crypto: ImageCrypto | undefined;
   /** The name in the data file extension. */
   dataFileName: string | undefined;
   /** Where the bitmap directory is, while the image's bitmaps are known to be in step with its data. */

@@ -1,7 +1,8 @@
 /** What a command is to the frame, and what the frame gives it to work with. */
 
-import type { OpenEnvironment, Secret } from "../block/open.ts";
+import type { OpenEnvironment } from "../block/open.ts";
 import type { Getopt, OptionSpec } from "./getopt.ts";
+import type { CliObject } from "./objects.ts";
 import type { Output } from "./output.ts";
 
 /** One row of the table in commands.ts; the command's own module is loaded when it is called. */
@@ -28,13 +29,15 @@ export interface CommandModule {
 export interface CliStreams {
   readonly stdout: Output;
   readonly stderr: Output;
-  /** Only `bdrv io` and progress on demand read it. */
+  /** Only `bdrv io` reads it. */
   readonly stdin: () => NodeJS.ReadableStream & { readonly fd?: number };
+  /** Set by SIGUSR1: whoever works on something long says how far it is, and takes the wish back. */
+  readonly progressRequest?: { isPending: boolean };
 }
 
 export interface CliContext extends CliStreams {
   /** What `--object` defined so far. */
-  readonly secrets: Map<string, Secret>;
+  readonly objects: Map<string, CliObject>;
   /** Stands before messages: "qemu-img", "qemu-io" or "bdrv". */
   readonly program: string;
   /** Aborted by SIGINT, SIGTERM and SIGHUP: a command that writes cleans up and ends. */

@@ -2,11 +2,12 @@
 
 import "../../drivers/index.ts";
 import { BlockError } from "../block/errors.ts";
-import { openGate, type Secret } from "../block/open.ts";
+import { openGate } from "../block/open.ts";
 import { parseKeyValues } from "../block/options.ts";
 import { type CliContext, type CliStreams, CommandError, ExitError, UsageError } from "./command.ts";
 import { findCommand } from "./commands.ts";
 import { Getopt, HelpRequest, OptionError, type OptionFault, type OptionSpec } from "./getopt.ts";
+import { type CliObject, secretById } from "./objects.ts";
 
 export interface ProgramStreams extends CliStreams {
   readonly signal: AbortSignal;
@@ -113,13 +114,14 @@ function makeContext(program: string, streams: ProgramStreams): CliContext {
     message(line);
     throw new ExitError(1);
   };
-  const secrets = new Map<string, Secret>();
-  const secret = (id: string) => secrets.get(id);
+  const objects = new Map<string, CliObject>();
+  const secret = (id: string) => secretById(objects, id);
+  const throttleGroup = (id: string) => objects.get(id)?.throttleGroup;
   return {
     ...streams,
     program,
-    secrets,
-    environment: { gate: openGate, warn, message, error, fatal, secret },
+    objects,
+    environment: { gate: openGate, warn, message, error, fatal, secret, throttleGroup },
     error,
     warn,
     report(thrown, prefix) {

@@ -384,6 +384,8 @@ const SMALL: Omit<ParsedHeader, "headerLength" | "hasStaleBitmaps"> = {
   backingFormat: undefined,
   dataFileName: undefined,
   bitmaps: undefined,
+  cryptMethod: 0,
+  cryptoHeader: undefined,
 };
 
 describe("qcow2 records", () => {
