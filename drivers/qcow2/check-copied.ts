@@ -34,7 +34,7 @@ export async function checkCopiedFlags(co: Coroutine<"read">, run: Check): Promi
     if ((refcount === 1) !== high >= COPIED_HIGH) {
       result.corruptions++;
       options.report(
-        `${fix ? "Repairing" : "ERROR"} OFLAG_COPIED L2 cluster: l1_index=${index} l1_entry=${hexEntry(high, low)} refcount=${BigInt(refcount)}`,
+        `${fix ? "Repairing" : "ERROR"} OFLAG_COPIED L2 cluster: l1_index=${index} l1_entry=${hexEntry(high, low)} refcount=${refcount}`,
       );
       if (fix) await fixL1Entry(co, run, index, refcount === 1);
     }
@@ -89,7 +89,7 @@ async function checkEntries(co: Coroutine<"read">, run: Check, offset: number, f
     const refcount = hasDataFile ? 1 : (peekRefcount(run, cluster) ?? (await refcountOf(co, run, cluster)));
     if (refcount === undefined || (refcount === 1) === high >= COPIED_HIGH) continue;
     options.report(
-      `${fix ? "Repairing" : "ERROR"} OFLAG_COPIED data cluster: l2_entry=${hexEntry(high, low)} refcount=${BigInt(refcount)}`,
+      `${fix ? "Repairing" : "ERROR"} OFLAG_COPIED data cluster: l2_entry=${hexEntry(high, low)} refcount=${refcount}`,
     );
     result.corruptions++;
     if (!fix) continue;

@@ -47,7 +47,10 @@ export async function countL2(
   return figures;
 }
 
-/** An entry that says zeroes and a place that can't be: without the place it is right.  @qemu fix_l2_entry_by_zero */
+/**
+ * An entry that says zeroes and a place that can't be: without the place it is right. An extended one's bitmap says
+ * what it is then.  @qemu fix_l2_entry_by_zero
+ */
 async function zeroEntry(
   co: Coroutine<"read">,
   { state, options, result }: Check,
@@ -60,7 +63,6 @@ async function zeroEntry(
   const at = index * l2EntryBytes;
   table.setUint32(at, 0);
   table.setUint32(at + 4, extendedL2 ? 0 : ZERO_LOW);
-  if (extendedL2) table.setUint32(at + 8, 0xffffffff);
   try {
     await checkOverlap(
       co,

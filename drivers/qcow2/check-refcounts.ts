@@ -6,11 +6,12 @@
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError, strerror } from "../../src/block/errors.ts";
 import { isZero } from "../../src/block/iov.ts";
-import { isAligned } from "../../src/block/units.ts";
+import { isAligned, MAX_LENGTH } from "../../src/block/units.ts";
 import type { Check } from "./check.ts";
 import type { Counters } from "./check-counts.ts";
 import { signalCorruption } from "./corruption.ts";
-import { changeRefcounts, hex, refblockEntries, refcountsOf } from "./refcount.ts";
+import { tableOffset } from "./entries.ts";
+import { getRefcount, hex, refblockEntries, refcountsOf, setRefcount } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** What is to be put right. */
@@ -20,6 +21,9 @@ export interface Fixes {
 }
 
 export const NO_FIXES: Fixes = { leaks: false, errors: false };
+
+/** Farther out no file can be read; up to there all is zeroes.  @qemu BDRV_MAX_LENGTH */
+const MAX_BLOCK_OFFSET = 2 ** 63 - 2 ** 30;
 
 /** The refcounts as they are in the file. */
 export class FileRefcounts {
@@ -42,6 +46,10 @@ export class FileRefcounts {
     return this.#lost.size > 0;
   }
 
+  isLost(tableIndex: number): boolean {
+    return this.#lost.has(tableIndex);
+  }
+
   /** The block as it is in the file, zeroes where there is none; undefined if its place is nonsense. */
   async block(co: Coroutine<"read">, tableIndex: number, fileBytes: number): Promise<Uint8Array | undefined> {
     if (this.#block?.tableIndex === tableIndex) return this.#block.bytes;
@@ -52,6 +60,10 @@ export class FileRefcounts {
       this.#lost.add(tableIndex);
       const text = `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: ${hex(tableIndex)})`;
       await signalCorruption(co, this.#state, text);
+      return undefined;
+    }
+    if (offset > MAX_BLOCK_OFFSET) {
+      this.#lost.add(tableIndex);
       return undefined;
     }
     const bytes =
@@ -105,8 +117,8 @@ export async function countBlocks(co: Coroutine<"read">, run: Check, mayGrow: bo
 async function makeRoom(co: Coroutine<"read">, run: Check, offset: number): Promise<void> {
   const { state, counts, result, options } = run;
   try {
-    if (offset > state.maxHostOffset - state.clusterSize) throw new BlockError("EFBIG");
-    await state.file.truncate(co, offset + state.clusterSize, false, "off");
+    if (offset >= MAX_INT64 - state.clusterSize) throw new BlockError("EINVAL");
+    await lengthen(co, state, offset + state.clusterSize);
     counts.grow(await state.file.getLength(co));
     result.corruptions--;
     result.corruptionsFixed++;
@@ -115,6 +127,22 @@ async function makeRoom(co: Coroutine<"read">, run: Check, offset: number): Prom
     if (!(error instanceof BlockError)) throw error;
     run.needsRebuild = true;
     options.report(`ERROR could not resize image: ${strerror(error.errno)}`);
+  }
+}
+
+const MAX_INT64 = 2 ** 63;
+
+async function lengthen(
+  co: Coroutine<"read">,
+  { file, environment }: Qcow2State,
+  bytes: number,
+): Promise<void> {
+  try {
+    if (bytes > MAX_LENGTH) throw new BlockError("EFBIG", "Could not resize file: File too large");
+    await file.truncate(co, bytes, false, "off");
+  } catch (error) {
+    if (error instanceof BlockError) (environment.error ?? environment.warn)(error.message);
+    throw error;
   }
 }
 
@@ -143,6 +171,13 @@ export async function compareRefcounts(
     highest = Math.max(highest, await comparison.compareBlock(co, index));
   }
   return highest;
+}
+
+interface Difference {
+  readonly refcount: number;
+  /** The same, exact to the last bit. */
+  readonly told: number | bigint;
+  readonly count: number;
 }
 
 class Comparison {
@@ -190,30 +225,36 @@ class Comparison {
     const { get } = refcountsOf(this.#run.state);
     const { max } = this.#run.counts;
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    const isWide = this.#run.state.refcountBits === 64;
     let highest = 0;
     for (let index = 0; index < clusters; index++) {
       const refcount = get(view, index);
       const count = page ? (page[index] as number) : 0;
       if (refcount === 0 && count === 0) continue;
       highest = first + index;
-      if (refcount === count || (await this.#settle(co, first + index, refcount, count))) continue;
+      if (refcount === count) continue;
+      const told = isWide ? view.getBigUint64(index * 8) : refcount;
+      if (await this.#settle(co, first + index, { refcount, told, count })) continue;
       if (page && !this.#keepCounts) page[index] = Math.min(refcount, max);
     }
     return highest;
   }
 
   /** Tells of a difference; true if it is no more. */
-  async #settle(co: Coroutine<"read">, cluster: number, refcount: number, count: number): Promise<boolean> {
+  async #settle(
+    co: Coroutine<"read">,
+    cluster: number,
+    { refcount, told, count }: Difference,
+  ): Promise<boolean> {
     const { state, result, options } = this.#run;
     const isLeak = refcount > count;
     if (refcount === 0) this.#run.needsRebuild = true;
     const isFixed = refcount !== 0 && (isLeak ? this.#fixes.leaks : this.#fixes.errors);
     const verdict = isFixed ? "Repairing" : isLeak ? "Leaked" : "ERROR";
-    options.report(`${verdict} cluster ${cluster} refcount=${BigInt(refcount)} reference=${count}`);
+    options.report(`${verdict} cluster ${cluster} refcount=${told} reference=${count}`);
     if (isFixed) {
       try {
-        const { clusterSize } = state;
-        await changeRefcounts(co, state, cluster * clusterSize, 1, count - refcount, "always");
+        await setRefcount(co, state, cluster, count);
         if (isLeak) result.leaksFixed++;
         else result.corruptionsFixed++;
         return true;
@@ -231,24 +272,39 @@ class Comparison {
     for (let cluster = start; cluster < end; cluster++)
       options.report(`Can't get refcount for cluster ${cluster}: Input/output error`);
     result.checkErrors += end - start;
+    this.#run.lostRefcounts += end - start;
   }
 }
 
-/** The refcount in the file, after `compareRefcounts` without `keepCounts`; undefined if it can't be had. */
+/** The refcount that a cluster has, after `compareRefcounts` without `keepCounts`; undefined if it can't be had. */
 export async function refcountOf(
   co: Coroutine<"read">,
   run: Check,
   cluster: number,
-): Promise<number | undefined> {
+): Promise<number | bigint | undefined> {
   const known = peekRefcount(run, cluster);
   if (known !== undefined) return known;
-  const entries = refblockEntries(run.state);
-  const block = await run.refcounts.block(co, Math.floor(cluster / entries), run.counts.fileBytes);
-  if (!block) return undefined;
-  return refcountsOf(run.state).get(new DataView(block.buffer, block.byteOffset), cluster % entries);
+  if (run.refcounts.isLost(Math.floor(cluster / refblockEntries(run.state)))) return undefined;
+  try {
+    const refcount = await getRefcount(co, run.state, cluster);
+    return Number.isSafeInteger(refcount) ? refcount : exactRefcount(run.state, cluster);
+  } catch (error) {
+    if (error instanceof BlockError) return undefined;
+    throw error;
+  }
 }
 
-/** The same where it is in memory: for every cluster that was counted. */
+/** Of 64 bits, in a block that is in memory. */
+function exactRefcount(state: Qcow2State, cluster: number): bigint | undefined {
+  const entries = refblockEntries(state);
+  const block = state.refcountCache.peek(tableOffset(state.refcountTable, Math.floor(cluster / entries)));
+  return block?.view.getBigUint64((cluster % entries) * 8);
+}
+
+/** The same where it is in memory: for almost every cluster that was counted. */
 export function peekRefcount({ counts, refcounts }: Check, cluster: number): number | undefined {
-  return refcounts.hasLost || cluster >= counts.clusters ? undefined : counts.peek(cluster);
+  if (refcounts.hasLost || cluster >= counts.clusters) return undefined;
+  const known = counts.peek(cluster);
+  // The highest count that is kept stands for all above, too.
+  return known === undefined || known < counts.max ? known : undefined;
 }

@@ -23,6 +23,7 @@ import { exclusively } from "./l2.ts";
 import { Incompatible, MAX_L1_BYTES } from "./layout.ts";
 import { rebuildRefcounts } from "./rebuild.ts";
 import { refblockEntries, refcountsOf, settleFreed } from "./refcount.ts";
+import { exactNumbers } from "./snapshot-table.ts";
 import type { Qcow2State, Snapshot } from "./state.ts";
 
 /** What the walks share. */
@@ -36,6 +37,8 @@ export interface Check {
   readonly tables: Map<number, WalkedTable>;
   /** Refcounts can't be put right one by one. */
   needsRebuild: boolean;
+  /** Check errors that were refcounts which can't be read. */
+  lostRefcounts: number;
 }
 
 /** An L2 table that has been walked. */
@@ -52,11 +55,15 @@ export function check(co: Coroutine<"read">, state: Qcow2State, options: CheckOp
   return exclusively(state, 0, Number.POSITIVE_INFINITY, () => checkLocked(co, state, options));
 }
 
-/** Called with the driver's lock held, while nothing is being allocated. */
+/**
+ * Called with the driver's lock held, while nothing is being allocated. `atOpen`: refcounts that can't be read are
+ * errors to the end; else they are none any more once they have been made anew.
+ */
 export async function checkLocked(
   co: Coroutine<"read">,
   state: Qcow2State,
   options: CheckOptions,
+  atOpen = false,
 ): Promise<CheckResult> {
   const result: CheckResult = {
     corruptions: 0,
@@ -74,13 +81,13 @@ export async function checkLocked(
   await settleCaches(co, state);
   const run = await begin(co, state, options, result);
   const faults = await checkSnapshotTable(co, run);
-  await checkRefcounts(co, run);
+  await checkRefcounts(co, run, atOpen);
   await checkCopiedFlags(co, run);
   if (faults > 0 && options.fixErrors) {
     await fixSnapshotTable(co, run);
     result.corruptionsFixed += faults;
   } else result.corruptions += faults;
-  if (!repairs) return result;
+  if (!repairs || state.isBroken) return result;
   await settleCaches(co, state);
   state.l2Cache.clear();
   if (result.checkErrors === 0 && result.corruptions === 0) await markClean(co, state);
@@ -111,7 +118,16 @@ async function begin(
     report: options.report,
   });
   const refcounts = new FileRefcounts(state);
-  return { state, options, result, counts, refcounts, tables: new Map(), needsRebuild: false };
+  return {
+    state,
+    options,
+    result,
+    counts,
+    refcounts,
+    tables: new Map(),
+    needsRebuild: false,
+    lostRefcounts: 0,
+  };
 }
 
 /** Repaired as a whole, the image is neither dirty nor corrupt.  @qemu qcow2_mark_clean, qcow2_mark_consistent */
@@ -124,7 +140,7 @@ async function markClean(co: Coroutine<"read">, state: Qcow2State): Promise<void
 }
 
 /** @qemu qcow2_check_refcounts */
-async function checkRefcounts(co: Coroutine<"read">, run: Check): Promise<void> {
+async function checkRefcounts(co: Coroutine<"read">, run: Check, atOpen: boolean): Promise<void> {
   const { state, options, result } = run;
   const { fixLeaks, fixErrors } = options;
   const fixes: Fixes = { leaks: fixLeaks, errors: fixErrors };
@@ -132,18 +148,27 @@ async function checkRefcounts(co: Coroutine<"read">, run: Check): Promise<void> 
   await countReferences(co, run, fixErrors);
   const counted = { ...result };
   let last = await compareRefcounts(co, run, NO_FIXES, repairs);
-  if (run.needsRebuild && fixErrors) last = await rebuild(co, run, fixLeaks);
-  else if (run.needsRebuild && repairs) {
+  if (run.needsRebuild && fixErrors) {
+    last = await rebuild(co, run, fixLeaks);
+    if (!atOpen) forgetLost(run);
+  } else if (run.needsRebuild && repairs) {
     options.report("ERROR need to rebuild refcount structures");
     throw new BlockError("EIO");
   } else if (repairs && (result.leaks > 0 || result.corruptions > 0)) {
     // What the first comparison found, the second finds again.
     Object.assign(result, counted);
     last = await compareRefcounts(co, run, fixes, false);
-    await settleCaches(co, state);
-    run.refcounts.forget();
   }
   result.imageEndOffset = (last + 1) * state.clusterSize;
+}
+
+/** What made the node unusable is gone. */
+function forgetLost(run: Check): void {
+  const { state, result } = run;
+  result.checkErrors -= run.lostRefcounts;
+  run.lostRefcounts = 0;
+  state.isBroken = false;
+  state.isCorruptionReported = false;
 }
 
 /** The new structures take the place of the old ones, which are leaks then. */
@@ -162,8 +187,6 @@ async function rebuild(co: Coroutine<"read">, run: Check, fixLeaks: boolean): Pr
   const counted = { ...result };
   const last = await compareRefcounts(co, run, { leaks: fixLeaks, errors: false }, false);
   if (run.needsRebuild) options.report("ERROR rebuilt refcount structure is still broken");
-  await settleCaches(co, state);
-  run.refcounts.forget();
   if (fixLeaks) Object.assign(result, counted);
   result.corruptionsFixed += Math.max(corruptions - result.corruptions, 0);
   result.leaksFixed += Math.max(leaks - result.leaks, 0);
@@ -172,10 +195,14 @@ async function rebuild(co: Coroutine<"read">, run: Check, fixLeaks: boolean): Pr
 
 /** @qemu calculate_refcounts */
 async function countReferences(co: Coroutine<"read">, run: Check, fix: boolean): Promise<void> {
-  const { state, counts } = run;
+  const { state, counts, options, result } = run;
   counts.add(0, state.clusterSize);
   counts.add(state.l1TableOffset, state.l1Size * 8);
   await countL1(co, run, state.l1Table, { isActive: true, fix });
+  if (state.hasDataFile && state.snapshots.length > 0) {
+    options.report(`ERROR ${state.snapshots.length} snapshots in image with data file`);
+    result.corruptions++;
+  }
   for (const snapshot of state.snapshots) await countSnapshot(co, run, snapshot, fix);
   await countSkipped(co, run);
   counts.add(state.snapshotsOffset, state.snapshotTableBytes);
@@ -255,8 +282,9 @@ async function countSnapshot(
     options.report(`ERROR snapshot ${id} (${name}) ${what}; snapshot table entry corrupted`);
     result.corruptions++;
   };
-  if (!isAligned(l1TableOffset, state.clusterSize))
-    return refuse(`l1_offset=0x${l1TableOffset.toString(16)}: L1 table is not cluster aligned`);
+  const exact = exactNumbers(snapshot).l1TableOffset;
+  if (exact % BigInt(state.clusterSize) !== 0n)
+    return refuse(`l1_offset=0x${exact.toString(16)}: L1 table is not cluster aligned`);
   if (l1Size * 8 > MAX_L1_BYTES) return refuse(`l1_size=0x${l1Size.toString(16)}: L1 table is too large`);
   counts.add(l1TableOffset, l1Size * 8);
   if (l1TableOffset >= counts.fileBytes) return;

@@ -34,6 +34,9 @@ export interface SnapshotTable {
 /** Bytes that are read at once. */
 const WINDOW_BYTES = 64 * 1024;
 
+/** From the table's start to its end, with extra data that is left out. */
+const MAX_TABLE_SPAN = 2 ** 31 - 1;
+
 /** Entries start at multiples of this. */
 const ENTRY_ALIGNMENT = 8;
 
@@ -64,30 +67,31 @@ export async function readSnapshots(
   const snapshots: Snapshot[] = [];
   const incomplete: number[] = [];
   let discarded = 0;
+  let keptBytes = 0;
   let end = start;
   for (let index = 0; index < header.nbSnapshots; index++) {
     const offset = alignUp(end, ENTRY_ALIGNMENT);
     const record = SnapshotHeader.read(await fetch(offset, SnapshotHeader.size));
     const { extraDataSize, idSize, nameSize } = record;
-    const hasTooMuch = extraDataSize > MAX_SNAPSHOT_EXTRA_BYTES;
-    if (hasTooMuch && !onDiscard) throw tooMuchExtra(index);
+    if (extraDataSize > MAX_SNAPSHOT_EXTRA_BYTES) {
+      if (!onDiscard) throw tooMuchExtra(index);
+      onDiscard(
+        `Discarding too much extra metadata in snapshot table entry ${index} (${extraDataSize} > ${MAX_SNAPSHOT_EXTRA_BYTES})`,
+      );
+      discarded++;
+    }
+    const extraBytes = Math.min(extraDataSize, MAX_SNAPSHOT_EXTRA_BYTES);
     const next = offset + SnapshotHeader.size + extraDataSize + idSize + nameSize;
-    if (next - start > MAX_SNAPSHOT_TABLE_BYTES) {
+    keptBytes += SnapshotHeader.size + extraBytes + idSize + nameSize;
+    if (next - start > MAX_TABLE_SPAN || keptBytes > MAX_SNAPSHOT_TABLE_BYTES) {
       const left = header.nbSnapshots - index;
       if (!onDiscard) throw tooBig(left);
       onDiscard(`Discarding ${left} overhanging snapshots (snapshot table is too big)`);
       discarded += left;
       break;
     }
-    const extraBytes = hasTooMuch ? SnapshotExtra.size : extraDataSize;
     const extra = (await fetch(offset + SnapshotHeader.size, extraBytes)).slice();
     const names = (await fetch(next - idSize - nameSize, idSize + nameSize)).slice();
-    if (hasTooMuch) {
-      onDiscard?.(
-        `Discarding too much extra metadata in snapshot table entry ${index} (${extraDataSize} > ${MAX_SNAPSHOT_EXTRA_BYTES})`,
-      );
-      discarded++;
-    }
     end = next;
     if (extraDataSize < 16) incomplete.push(index);
     snapshots.push(makeSnapshot(record, extra, names, header.size));
@@ -118,17 +122,24 @@ function makeSnapshot(
   const padded = new Uint8Array(SnapshotExtra.size);
   padded.set(given.subarray(0, Math.min(extraDataSize, SnapshotExtra.size)));
   const extra = SnapshotExtra.read(padded);
-  return {
+  const exact = {
     l1TableOffset: record.l1TableOffset,
+    vmStateSize: extraDataSize >= 8 ? extra.vmStateSizeLarge : BigInt(record.vmStateSize),
+    diskSize: extraDataSize >= 16 ? extra.diskSize : BigInt(guestSize),
+  };
+  const isExact = Object.values(exact).every((value) => value <= Number.MAX_SAFE_INTEGER);
+  return {
+    l1TableOffset: Number(exact.l1TableOffset),
     l1Size: record.l1Size,
     ...identity(cString(names.subarray(0, record.idSize)), cString(names.subarray(record.idSize))),
     dateSec: record.dateSec,
     dateNsec: record.dateNsec,
     vmClockNsec: record.vmClockNsec,
-    vmStateSize: extraDataSize >= 8 ? extra.vmStateSizeLarge : record.vmStateSize,
-    diskSize: extraDataSize >= 16 ? extra.diskSize : guestSize,
+    vmStateSize: Number(exact.vmStateSize),
+    diskSize: Number(exact.diskSize),
     icount: extraDataSize >= 24 ? extra.icount : NO_ICOUNT,
     unknownExtra: given.subarray(Math.min(extraDataSize, SnapshotExtra.size)),
+    ...(isExact ? {} : { exact }),
   };
 }
 
@@ -212,9 +223,10 @@ function entryBytes({ unknownExtra, idBytes, nameBytes }: Snapshot): number {
 }
 
 function makeEntry(snapshot: Snapshot): Uint8Array {
-  const { vmStateSize, diskSize, icount, unknownExtra, idBytes, nameBytes } = snapshot;
+  const { icount, unknownExtra, idBytes, nameBytes } = snapshot;
+  const { l1TableOffset, vmStateSize, diskSize } = exactNumbers(snapshot);
   const header = SnapshotHeader.write({
-    l1TableOffset: snapshot.l1TableOffset,
+    l1TableOffset,
     l1Size: snapshot.l1Size,
     idSize: idBytes.length,
     nameSize: nameBytes.length,
@@ -222,11 +234,21 @@ function makeEntry(snapshot: Snapshot): Uint8Array {
     dateNsec: snapshot.dateNsec,
     vmClockNsec: snapshot.vmClockNsec,
     // Who knows only this field is not to restore a part of the state.
-    vmStateSize: vmStateSize < 2 ** 32 ? vmStateSize : 0,
+    vmStateSize: vmStateSize < 2 ** 32 ? Number(vmStateSize) : 0,
     extraDataSize: SnapshotExtra.size + unknownExtra.length,
   });
   const extra = SnapshotExtra.write({ vmStateSizeLarge: vmStateSize, diskSize, icount });
   return Buffer.concat([header, extra, unknownExtra, idBytes, nameBytes]);
+}
+
+/** As they stand in the file, also where they are too large to be true. */
+export function exactNumbers({ exact, l1TableOffset, vmStateSize, diskSize }: Snapshot) {
+  if (exact) return exact;
+  return {
+    l1TableOffset: BigInt(l1TableOffset),
+    vmStateSize: BigInt(vmStateSize),
+    diskSize: BigInt(diskSize),
+  };
 }
 
 async function writePointer(

@@ -41,6 +41,11 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     const result = await checkAndRepair(image, wanted, context);
     if (!wanted.quiet) context.stdout.write(describe(result, wanted, image.node.driver.formatName));
     return exitCode(result);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    // It is told before what closing the image may have to tell.
+    context.report(error);
+    return 1;
   } finally {
     await image.close();
   }
@@ -139,8 +144,8 @@ function jsonResult(result: CheckResult, filename: string, format: string) {
     "image-end-offset": result.imageEndOffset || undefined,
     "compressed-clusters": result.compressedClusters || undefined,
     "total-clusters": result.totalClusters || undefined,
-    "corruptions-fixed": result.corruptionsFixed || undefined,
     corruptions: result.corruptions || undefined,
+    "corruptions-fixed": result.corruptionsFixed || undefined,
     "check-errors": result.checkErrors,
     leaks: result.leaks || undefined,
     "leaks-fixed": result.leaksFixed || undefined,
