@@ -121,15 +121,17 @@ const OTHER_TYPES: Readonly<Record<string, string | undefined>> = {
   "x-vfio-user-server": "socket",
 };
 
-/** The type of that name; "foreign": QEMU has it, but not here. Throws for one that nobody knows. */
-export function findObjectType(name: string, options: Options): ObjectType | "foreign" {
-  const type = Object.hasOwn(TYPES, name) ? TYPES[name] : undefined;
-  if (type) return type;
-  if (!Object.hasOwn(OTHER_TYPES, name))
-    throw invalid(`Parameter 'qom-type' does not accept value '${name}'`);
+/** The type of that name; undefined: QEMU has it, but its tools do not. Throws for one that nobody knows. */
+export function findObjectType(name: string): ObjectType | undefined {
+  if (Object.hasOwn(TYPES, name)) return TYPES[name];
+  if (Object.hasOwn(OTHER_TYPES, name)) return undefined;
+  throw invalid(`Parameter 'qom-type' does not accept value '${name}'`);
+}
+
+/** Refuses a definition for lack of what the type must be given, before the type itself is. */
+export function checkForeign(name: string, options: Options): void {
   const required = OTHER_TYPES[name];
   if (required !== undefined && !options.has(required)) throw invalid(`Parameter '${required}' is missing`);
-  return "foreign";
 }
 
 /** `secret,help` or, without a name that can be made, the list of all. */
@@ -155,6 +157,8 @@ export function takeProperties({ properties }: ObjectType, options: Options, typ
   for (const [key, spec] of Object.entries(properties)) {
     const value = options.get(key);
     if (value === undefined) {
+      if (typed && spec.type !== "nested" && hasMembers(options, key))
+        throw wrongType(key, jsonName(spec.type));
       if (spec.required) throw invalid(`Parameter '${key}' is missing`);
       continue;
     }
@@ -181,8 +185,12 @@ export function refuseLeftOver({ properties }: ObjectType, options: Options, typ
 
 const JSON_NAMES = { string: "string", bool: "boolean", integer: "integer", nested: "object" } as const;
 
+function jsonName(type: PropertyType): string {
+  return typeof type === "string" ? JSON_NAMES[type] : "string";
+}
+
 function checkTyped(key: string, type: PropertyType, value: OptionScalar): string | number | boolean {
-  const expected = typeof type === "string" ? JSON_NAMES[type] : "string";
+  const expected = jsonName(type);
   const actual = Number.isInteger(value) ? "integer" : typeof value;
   if (actual !== expected) throw wrongType(key, expected);
   return parseText(key, typeof type === "string" ? "string" : type, value) as string;

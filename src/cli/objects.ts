@@ -10,6 +10,7 @@ import type { ThrottleGroup } from "../block/throttle.ts";
 import { type CliContext, ExitError } from "./command.ts";
 import { parseStrictKeyValues } from "./keyval.ts";
 import {
+  checkForeign,
   findObjectType,
   objectHelp,
   type PropertyValues,
@@ -41,15 +42,16 @@ function define(text: string, context: CliContext): void {
   const typed = text.startsWith("{");
   const options = typed ? parseTyped(text) : parseText(text, context);
   const name = takeWord(options, "qom-type", typed);
+  const type = findObjectType(name);
   const id = takeWord(options, "id", typed);
-  const type = findObjectType(name, options);
-  const values = type === "foreign" ? {} : takeProperties(type, options, typed);
-  if (type !== "foreign") refuseLeftOver(type, options, typed);
+  const values = type ? takeProperties(type, options, typed) : {};
+  if (type) refuseLeftOver(type, options, typed);
+  else checkForeign(name, options);
   if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(id))
     throw new BlockError("EINVAL", "Parameter 'id' expects an identifier", {
       hint: "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
     });
-  if (type === "foreign") throw invalid(`invalid object type: ${name}`);
+  if (!type) throw invalid(`invalid object type: ${name}`);
   if (values["loaded"] !== undefined) throw invalid(`Property '${name}.loaded' is not writable`);
   const throttleGroup =
     name === "throttle-group" ? makeThrottleGroup(withValues(options, values)) : undefined;
