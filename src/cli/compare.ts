@@ -34,7 +34,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   const say = (text: string) => {
     if (!quiet) context.stdout.write(`${text}\n`);
   };
-  const progress = new Progress(wanted.progress && !quiet ? context.stdout : undefined, PROGRESS_STEP);
+  const progress = new Progress(context, wanted.progress && !quiet, PROGRESS_STEP);
   const images: BlockBackend[] = [];
   try {
     for (const index of [0, 1] as const) images.push(await open(wanted, index, context));

@@ -45,7 +45,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     throw new CommandError(["Must specify image file name"]);
   const sourceMode = cacheFlags(wanted.sourceCache, "source cache");
   const showsProgress = wanted.flags.has("progress") && !wanted.flags.has("quiet");
-  const progress = new Progress(showsProgress ? context.stdout : undefined);
+  const progress = new Progress(context, showsProgress);
   const sources: BlockBackend[] = [];
   let succeeded = false;
   try {
@@ -69,7 +69,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     }
     throw error;
   } finally {
-    if (showsProgress) progress.end(succeeded);
+    progress.end(succeeded);
     for (const source of sources) await source.close();
   }
   return 0;
@@ -189,8 +189,8 @@ async function copy(
     onWarning: (message: string) => {
       if (!quiet) context.warn(message);
     },
-    ...(flags.has("progress") &&
-      !quiet && { onProgress: (done: number, total: number) => progress.update(done, total) }),
+    wantsProgress: () => progress.isWanted,
+    onProgress: (done: number, total: number) => progress.update(done, total),
   };
   if (flags.has("no-create")) {
     await overwrite(wanted, outputFormat, sources, options, context);

@@ -22,11 +22,17 @@ async function start(): Promise<void> {
       received = signal;
       abort.abort();
     });
+  const progressRequest = { isPending: false };
+  // Node's own answer to this signal would be a debugger.
+  process.on("SIGUSR1", () => {
+    progressRequest.isPending = true;
+  });
   const exitCode = await main(process.argv.slice(1), {
     stdout,
     stderr,
     stdin: () => process.stdin,
     signal: abort.signal,
+    progressRequest,
   });
   stdout.flush();
   // The handler is off by now, so this ends the process as the signal would have, and the shell sees which it was.

@@ -23,6 +23,8 @@ export interface CopyOptions {
    * file. Unless told, nothing is taken for granted.
    */
   readonly targetIsZero?: boolean | undefined;
+  /** Where the system can, it copies data from file to file; what is zeroes in it is then not looked for.  @qemu -C */
+  readonly copyRange?: boolean | undefined;
   /** What the source leaves to its backing file is left to the target's, which must read the same.  @qemu -B */
   readonly keepBacking?: boolean | undefined;
   /** Pieces of up to 4 MiB that are under way at once (compressing: clusters); 1 to 16. Default: 4. */
@@ -36,6 +38,8 @@ export interface CopyOptions {
   readonly onWarning?: ((message: string) => void) | undefined;
   /** Called with bytes done of the bytes that must be read or written; costs a look at all block status first. */
   readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
+  /** `onProgress` is called only while this says yes, and that look is taken when it does so for the first time. */
+  readonly wantsProgress?: (() => boolean) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -144,20 +148,24 @@ class Copier {
   #planned: Promise<unknown> = Promise.resolve();
   /** Guest offset behind the clusters that have been written so far. */
   #clustersEnd = 0;
+  #offloads: boolean;
   #failed = false;
   #failure: unknown;
   /** Pieces that have ended before one ahead of them has, and the index of that one. */
   readonly #ended = new Map<number, Piece>();
   #told = 0;
   #doneBytes = 0;
-  #totalBytes = 0;
+  /** Undefined: nobody has asked yet. */
+  #totalBytes: number | undefined;
+  #totalFound: Promise<void> | undefined;
 
   constructor(source: SourceList, target: BlockBackend, rules: Rules, options: CopyOptions) {
     this.#source = source;
     this.#target = target;
     this.#rules = rules;
     this.#options = options;
-    const { compress = false, outOfOrder = false, bytesPerSecond, signal } = options;
+    const { compress = false, copyRange = false, outOfOrder = false, bytesPerSecond, signal } = options;
+    this.#offloads = copyRange;
     this.#breather = new Breather(signal);
     this.#plan = new CopyPlan(source, this.#planOptions());
     const isPiecemeal = rules.clusterBytes > 0 && rules.clusterBytes * CLUSTERS_AT_ONCE < rules.pieceBytes;
@@ -183,11 +191,12 @@ class Copier {
   }
 
   async run(): Promise<void> {
-    const { onProgress, salvage } = this.#options;
+    const { onProgress, wantsProgress, salvage } = this.#options;
     // A salvage warns of what it finds before and again while it copies, as qemu-img does.
-    if (onProgress || salvage) this.#totalBytes = await this.#plan.total();
+    if (salvage || (onProgress && (wantsProgress?.() ?? true))) this.#totalBytes = await this.#plan.total();
     const { parallel } = this.#rules;
     await Promise.all(Array.from({ length: parallel }, (_, lane) => this.#work(lane > 0)));
+    await this.#totalFound;
     if (this.#failed) throw this.#failure;
   }
 
@@ -203,13 +212,13 @@ class Copier {
         if (helps) await nextTurn();
         const piece = await this.#take();
         if (!piece || this.#failed) break;
-        let data: Uint8Array | undefined;
-        if (piece.kind === "data") {
+        const read = async () => {
           buffer ??= Buffer.allocUnsafeSlow(Math.min(this.#rules.pieceBytes, this.#source.length));
-          data = buffer.subarray(0, piece.bytes);
+          const data = buffer.subarray(0, piece.bytes);
           await this.#read(piece, data);
-        }
-        await this.#write(piece, data);
+          return data;
+        };
+        await this.#write(piece, read);
         this.#progress(piece);
       }
     } catch (error) {
@@ -245,9 +254,22 @@ class Copier {
       const stepEnd = at - ((at - piece.reportOffset) % step) + step;
       const next = Math.min(stepEnd, end);
       this.#doneBytes += next - at;
-      if (next === stepEnd || piece.endsExtent) onProgress(this.#doneBytes, this.#totalBytes);
+      if (next === stepEnd || piece.endsExtent) this.#report(onProgress);
       at = next;
     }
+  }
+
+  #report(onProgress: NonNullable<CopyOptions["onProgress"]>): void {
+    if (this.#options.wantsProgress?.() === false) return;
+    if (this.#totalBytes !== undefined) onProgress(this.#doneBytes, this.#totalBytes);
+    else
+      this.#totalFound ??= this.#plan.total().then(
+        (bytes) => {
+          this.#totalBytes = bytes;
+        },
+        // The copying meets it too, and says where.
+        () => {},
+      );
   }
 
   async #read(piece: Piece, data: Uint8Array): Promise<void> {
@@ -307,19 +329,44 @@ class Copier {
   }
 
   /** Issues the writes of a piece when those of all pieces before it have been issued, and waits for their end. */
-  async #write(piece: Piece, data: Uint8Array | undefined): Promise<void> {
+  async #write(piece: Piece, read: () => Promise<Uint8Array>): Promise<void> {
     const { outOfOrder = false } = this.#options;
+    const isData = piece.kind === "data";
+    let data = isData && !this.#offloads ? await read() : undefined;
     if (!outOfOrder) await this.#turns.enter(piece.index);
     const ends: Promise<void>[] = [];
     try {
+      if (isData && !data && !(await this.#offload(piece, ends))) data = await read();
       if (data) {
         const runs = findRuns(data, piece.offset, this.#rules.sparse);
         for (const run of joinSmallHoles(runs, piece.offset, this.#rules.allocationBytes))
           await this.#issueRun(piece, data, run, ends);
-      } else await this.#issueZeroes(piece.offset, piece.bytes, piece.reportOffset, ends);
+      } else if (!isData) await this.#issueZeroes(piece.offset, piece.bytes, piece.reportOffset, ends);
       if (!outOfOrder) this.#turns.leave(piece.index);
     } finally {
       await settle(ends);
+    }
+  }
+
+  /** Lets the system copy. False: it can't, here and from now on. */
+  async #offload(piece: Piece, ends: Promise<void>[]): Promise<boolean> {
+    if (!this.#offloads) return false;
+    const { signal, targetIsZero = false } = this.#options;
+    try {
+      let at = piece.offset;
+      for (const range of await this.#source.hostRanges(piece.offset, piece.bytes, signal)) {
+        const { bytes } = range;
+        const offset = at;
+        if (range.fd !== undefined)
+          await this.#target.run((co, root) => root.copyFrom(co, offset, range), signal);
+        else if (!targetIsZero) await this.#issueZeroes(offset, bytes, piece.reportOffset, ends);
+        at += bytes;
+      }
+      return true;
+    } catch (error) {
+      toBlockError(error);
+      this.#offloads = false;
+      return false;
     }
   }
 

@@ -12,6 +12,11 @@ import { tempDir } from "../support/temp.ts";
 const MAIN = path.resolve(import.meta.dirname, "../../src/cli/main.ts");
 const BYTES = 8 * 2 ** 20;
 
+function start(directory: string, args: readonly string[]) {
+  const command = ["--import", import.meta.resolve("tsx"), MAIN, "qemu-img", "convert", ...args];
+  return spawn(process.execPath, command, { cwd: directory, stdio: ["ignore", "pipe", "pipe"] });
+}
+
 /** Starts a slow conversion, waits until `under way` says that data has been written, and sends the signal. */
 async function interrupt(
   directory: string,
@@ -23,14 +28,7 @@ async function interrupt(
   readonly signal: NodeJS.Signals | null;
   readonly stderr: string;
 }> {
-  const child = spawn(
-    process.execPath,
-    ["--import", import.meta.resolve("tsx"), MAIN, "qemu-img", "convert", ...args],
-    {
-      cwd: directory,
-      stdio: ["ignore", "pipe", "pipe"],
-    },
-  );
+  const child = start(directory, args);
   let stderr = "";
   child.stderr.on("data", (chunk: Buffer) => {
     stderr += String(chunk);
@@ -67,6 +65,25 @@ describe("an interrupted conversion", () => {
       assert.deepEqual(ended, { code: null, signal, stderr: "" });
       assert.deepEqual(fs.readdirSync(directory), ["source"]);
     });
+
+  it("says how far it is for each SIGUSR1", async (t) => {
+    const directory = tempDir(t);
+    fs.writeFileSync(path.join(directory, "source"), Buffer.alloc(6 * BYTES, 1));
+    const child = start(directory, ["-f", "raw", "-r", "10M", "-O", "raw", "source", "out"]);
+    let stderr = "";
+    child.stderr.on("data", (chunk: Buffer) => {
+      stderr += String(chunk);
+    });
+    const ended = new Promise((resolve) => child.once("close", resolve));
+    while (blocks(path.join(directory, "out")) < 1024) await sleep(10);
+    while (stderr.split("\n").length < 3 && child.exitCode === null) {
+      child.kill("SIGUSR1");
+      await sleep(50);
+    }
+    child.kill("SIGINT");
+    await ended;
+    assert.match(stderr, /^( {4}\(\d+\.\d\d\/100%\)\n){2,}$/);
+  });
 
   it("leaves a target that was there before, as far as it was written", async (t) => {
     const directory = tempDir(t);
