@@ -148,9 +148,10 @@ async function grow(
   if (!(flags & Req.ZeroWrite) || bytes <= oldBytes || prealloc !== "off") return;
   const start = alignUp(oldBytes, state.subclusterSize);
   try {
+    // What version 2 refuses comes first.
+    if (bytes > start) await zeroize(co, state, start, bytes, 0);
     const head = Math.min(start, bytes) - oldBytes;
     if (head > 0) await pwrite(co, state, oldBytes, new Uint8Array(head));
-    if (bytes > start) await zeroize(co, state, start, bytes, 0);
   } catch (error) {
     throw BlockError.wrap("Failed to zero out new clusters", error);
   }

@@ -70,9 +70,14 @@ async function readsZero(
   guestOffset: number,
   bytes: number,
 ): Promise<boolean> {
-  if (bytes === 0) return true;
-  const status = await blockStatusAbove(co, state.node, undefined, true, guestOffset, bytes);
-  return status.zero && (status.bytes >= bytes || (status.eof ?? false));
+  const end = Math.min(guestOffset + bytes, state.node.totalSectors * SECTOR_SIZE);
+  // Zeroes of several kinds may follow each other: of a hole, of what no layer has, behind the end of a backing file.
+  for (let at = guestOffset; at < end; ) {
+    const status = await blockStatusAbove(co, state.node, undefined, true, at, end - at);
+    if (!status.zero) return false;
+    at += status.bytes;
+  }
+  return true;
 }
 
 /**

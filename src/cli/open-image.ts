@@ -30,10 +30,14 @@ export async function openImage(request: ImageOpenRequest): Promise<BlockBackend
   } else options = new Map(format === undefined ? [] : [["driver", format]]);
   const flags = { ...DEFAULT_FLAGS, ...request.flags };
   try {
-    return await BlockBackend.open(
+    const backend = await BlockBackend.open(
       { ...(imageOpts ? {} : { filename }), options, flags, environment },
       { writethrough },
     );
+    if (flags.readOnly || !backend.node.readOnly) return backend;
+    // By an option of its own, against what the command needs.
+    await backend.close();
+    throw new BlockError("EPERM", "Block node is read-only");
   } catch (error) {
     throw BlockError.wrap(`Could not open '${filename}'`, error);
   }

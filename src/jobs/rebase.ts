@@ -1,0 +1,353 @@
+/** Gives an image another backing file, and keeps what the guest sees.  @qemu img_rebase */
+
+import { BlockBackend } from "../block/backend.ts";
+import { type BlockStatus, blockStatusAbove } from "../block/block-status.ts";
+import { Perm } from "../block/child.ts";
+import { findDriver } from "../block/driver.ts";
+import { BlockError, strerror, toBlockError } from "../block/errors.ts";
+import { resolveReference } from "../block/filename.ts";
+import { refNode } from "../block/graph.ts";
+import type { BlockNode } from "../block/node.ts";
+import { type OpenEnvironment, openGate } from "../block/open.ts";
+import { DEFAULT_FLAGS, type OpenFlags } from "../block/open-flags.ts";
+import type { Options } from "../block/options.ts";
+import { KiB, MiB, SECTOR_SIZE } from "../block/units.ts";
+import { findBackingImage, skipFilters } from "./chain.ts";
+import { readAhead } from "./read-ahead.ts";
+
+/** Bytes that are compared at once.  @qemu IO_BUF_SIZE */
+const PIECE_BYTES = 2 * MiB;
+/** Pieces whose reads are under way; each has two buffers. */
+const PIECES_IN_FLIGHT = 3;
+
+export interface RebaseOptions {
+  /** As the image will name it: relative to the image. Undefined or "": none. */
+  readonly backingFile?: string | undefined;
+  readonly backingFormat?: string | undefined;
+  /** Only the name is changed; neither the old nor the new backing file is looked at. */
+  readonly unsafe?: boolean | undefined;
+  /** How the new backing file is opened. */
+  readonly sourceFlags?: Partial<OpenFlags> | undefined;
+  readonly environment?: OpenEnvironment | undefined;
+  /** Called with bytes done, and how many there are, after each piece (2 MiB at most) that had to be looked at. */
+  readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/**
+ * Gives `image` the backing file that `options` name. First what would read otherwise over the new one is copied into
+ * the image, then its header is changed: an image that is cut off in between reads as it did.
+ * Errors: BlockError in qemu-img's words, or the signal's reason.
+ */
+export async function rebaseImage(image: BlockBackend, options: RebaseOptions = {}): Promise<void> {
+  const { backingFile, backingFormat, unsafe = false, signal } = options;
+  signal?.throwIfAborted();
+  for (const format of [backingFormat, unsafe ? undefined : skipFilters(image.node).backingFormat])
+    if (format !== undefined && !findDriver(format))
+      throw new BlockError("EINVAL", `Invalid format name: '${format}'`);
+  if (!unsafe) {
+    const newBacking = backingFile ? await openNewBacking(image, backingFile, options) : undefined;
+    try {
+      await keepContent(image, newBacking, options);
+    } finally {
+      await newBacking?.backend.close();
+    }
+    await image.flush(signal);
+  }
+  await changeBackingFile(image, backingFile, backingFormat);
+}
+
+interface NewBacking {
+  readonly backend: BlockBackend;
+  /** It is one of the images below already: what only these share is the same for both. */
+  readonly inChain: boolean;
+}
+
+async function openNewBacking(
+  image: BlockBackend,
+  name: string,
+  { backingFormat, sourceFlags, environment }: RebaseOptions,
+): Promise<NewBacking> {
+  const { context } = image;
+  const overlay = skipFilters(image.node);
+  let filename: string;
+  try {
+    filename = resolveReference(overlay, name);
+  } catch (error) {
+    throw BlockError.wrap("Could not resolve backing filename", error);
+  }
+  const node = findBackingImage(overlay, name);
+  if (node) {
+    refNode(node);
+    const backend = await context.run((main) => forReading(main, node));
+    return { backend, inChain: true };
+  }
+  const options: Options = new Map(backingFormat === undefined ? [] : [["driver", backingFormat]]);
+  try {
+    const backend = await BlockBackend.open(
+      {
+        filename,
+        options,
+        flags: { ...DEFAULT_FLAGS, ...sourceFlags },
+        environment: environment ?? { gate: openGate, warn: () => {} },
+      },
+      {},
+      context,
+    );
+    return { backend, inChain: false };
+  } catch (error) {
+    throw BlockError.wrap(`Could not open new backing file '${name}'`, error);
+  }
+}
+
+type Caller = Parameters<typeof BlockBackend.forNode>[0];
+
+function forReading(caller: Caller, node: BlockNode): Promise<BlockBackend> {
+  return BlockBackend.forNode(caller, node, {
+    perm: { used: Perm.ConsistentRead, shared: Perm.All },
+  });
+}
+
+/** The old or the new backing file. */
+interface Layer {
+  readonly name: "old" | "new";
+  readonly backend: BlockBackend;
+  readonly bytes: number;
+}
+
+/** A part of the guest's bytes that is looked at in one go. */
+interface Piece {
+  readonly offset: number;
+  readonly bytes: number;
+  /** What must be read and compared: a layer that is not named reads as zeroes. */
+  readonly layers: readonly Layer[];
+  /** Behind the end of the old backing file, zeroes are written as such. */
+  readonly behindOld: boolean;
+}
+
+/** Where the image would read otherwise; `data` undefined: zeroes are to be written. */
+interface Difference {
+  readonly offset: number;
+  readonly bytes: number;
+  readonly data: Uint8Array | undefined;
+}
+
+async function keepContent(
+  image: BlockBackend,
+  newBacking: NewBacking | undefined,
+  options: RebaseOptions,
+): Promise<void> {
+  const { signal, onProgress } = options;
+  const oldNode = skipFilters(image.node).cow?.node;
+  if (oldNode && skipFilters(oldNode) === newBacking?.backend.node) return;
+  if (oldNode) refNode(oldNode);
+  const oldBackend = oldNode && (await image.context.run((main) => forReading(main, oldNode)));
+  try {
+    const total = await image.getLength();
+    const pieces = planPieces(
+      image,
+      await layerOf("old", oldBackend),
+      await layerOf("new", newBacking?.backend),
+      newBacking?.inChain ?? false,
+      signal,
+    );
+    const load = async (piece: Piece) => ({ piece, differences: await compare(piece, signal) });
+    for await (const { piece, differences } of readAhead(pieces, load, PIECES_IN_FLIGHT)) {
+      for (const difference of differences) await writeDifference(image, difference, signal);
+      onProgress?.(piece.offset + piece.bytes, total);
+    }
+  } finally {
+    await oldBackend?.close();
+  }
+}
+
+async function layerOf(name: Layer["name"], backend: BlockBackend | undefined): Promise<Layer | undefined> {
+  return backend && { name, backend, bytes: await backend.getLength() };
+}
+
+async function writeDifference(
+  image: BlockBackend,
+  { offset, bytes, data }: Difference,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  try {
+    if (data) await image.write(offset, data, { signal });
+    else await image.writeZeroes(offset, bytes, { signal });
+  } catch (error) {
+    const { errno } = toBlockError(error);
+    throw new BlockError(errno, `Error while writing to COW image: ${strerror(errno)}`, {
+      cause: error,
+      offset,
+    });
+  }
+}
+
+/** What the image has itself needs nothing; nor does what both backing files have from the same images below. */
+async function* planPieces(
+  image: BlockBackend,
+  oldLayer: Layer | undefined,
+  newLayer: Layer | undefined,
+  inChain: boolean,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<Piece, void> {
+  const overlay = skipFilters(image.node);
+  const total = await image.getLength();
+  const oldZeroes = new ZeroFinder(oldLayer, signal);
+  const newZeroes = new ZeroFinder(newLayer, signal);
+  const ask = (node: BlockNode, base: BlockNode | undefined, offset: number, bytes: number) =>
+    status(image, node, base, false, offset, bytes, signal);
+  for (let offset = 0; offset < total; ) {
+    const own = await ask(overlay, overlay.cow?.node, offset, total - offset);
+    const end = offset + own.bytes;
+    if (own.allocated) offset = end;
+    while (offset < end) {
+      let bytes = Math.min(end - offset, PIECE_BYTES);
+      if (inChain && oldLayer && newLayer && offset < oldLayer.bytes) {
+        const above = await ask(oldLayer.backend.node, newLayer.backend.node, offset, bytes);
+        bytes = above.bytes;
+        if (!above.allocated) {
+          offset += bytes;
+          continue;
+        }
+      }
+      bytes = cutAt(offset, cutAt(offset, bytes, oldLayer), newLayer);
+      const layers: Layer[] = [];
+      if (oldLayer && !(await oldZeroes.covers(offset, offset + bytes))) layers.push(oldLayer);
+      if (newLayer && !(await newZeroes.covers(offset, offset + bytes))) layers.push(newLayer);
+      yield { offset, bytes, layers, behindOld: offset >= (oldLayer?.bytes ?? 0) };
+      offset += bytes;
+    }
+  }
+}
+
+/** A piece lies before the end of a layer, or behind it. */
+function cutAt(offset: number, bytes: number, layer: Layer | undefined): number {
+  return layer && offset < layer.bytes ? Math.min(bytes, layer.bytes - offset) : bytes;
+}
+
+async function status(
+  image: BlockBackend,
+  node: BlockNode,
+  base: BlockNode | undefined,
+  wantZero: boolean,
+  offset: number,
+  bytes: number,
+  signal: AbortSignal | undefined,
+): Promise<BlockStatus> {
+  try {
+    return await image.run((co) => blockStatusAbove(co, node, base, wantZero, offset, bytes), signal);
+  } catch (error) {
+    const { errno } = toBlockError(error);
+    throw new BlockError(errno, `error while reading image metadata: ${strerror(errno)}`, { cause: error });
+  }
+}
+
+/** Knows what of a layer reads as zeroes, and asks no more often than it must. Asked in ascending order. */
+class ZeroFinder {
+  readonly #layer: Layer | undefined;
+  readonly #signal: AbortSignal | undefined;
+  #start = 0;
+  #end = 0;
+  #isZero = false;
+
+  constructor(layer: Layer | undefined, signal: AbortSignal | undefined) {
+    this.#layer = layer;
+    this.#signal = signal;
+  }
+
+  async covers(start: number, end: number): Promise<boolean> {
+    const stop = Math.min(end, this.#layer?.bytes ?? 0);
+    for (let at = start; at < stop; at = this.#end) {
+      if (at < this.#start || at >= this.#end) await this.#ask(at);
+      if (!this.#isZero) return false;
+    }
+    return true;
+  }
+
+  async #ask(offset: number): Promise<void> {
+    const { backend, bytes: length } = this.#layer as Layer;
+    const { node } = backend;
+    const { zero, bytes } = await status(
+      backend,
+      node,
+      undefined,
+      true,
+      offset,
+      length - offset,
+      this.#signal,
+    );
+    [this.#start, this.#end, this.#isZero] = [offset, offset + bytes, zero];
+  }
+}
+
+/** Where old and new backing file differ, in runs of sectors, with what the old one has. */
+async function compare(
+  { offset, bytes, layers, behindOld }: Piece,
+  signal: AbortSignal | undefined,
+): Promise<readonly Difference[]> {
+  if (layers.length === 0) return [];
+  const read = async (name: Layer["name"]): Promise<Buffer> => {
+    const layer = layers.find((each) => each.name === name);
+    if (!layer) return Buffer.alloc(bytes);
+    const buffer = Buffer.allocUnsafeSlow(bytes);
+    try {
+      await layer.backend.readInto(offset, buffer, { signal });
+    } catch (error) {
+      const { errno } = toBlockError(error);
+      throw new BlockError(errno, `error while reading from ${name} backing file`, { cause: error });
+    }
+    return buffer;
+  };
+  // The old one's error comes first, whichever fails sooner.
+  const [before, after] = await Promise.all([read("old"), read("new")]);
+  return differingRuns(before, after).map(({ start, end }) => ({
+    offset: offset + start,
+    bytes: end - start,
+    data: behindOld ? undefined : before.subarray(start, end),
+  }));
+}
+
+/** Compared first: most of two images that have anything in common is the same. */
+const COMPARED_BYTES = 64 * KiB;
+
+function differingRuns(a: Buffer, b: Buffer): { start: number; end: number }[] {
+  const runs: { start: number; end: number }[] = [];
+  const isSame = (start: number, end: number) => a.compare(b, start, end, start, end) === 0;
+  for (let block = 0; block < a.length; block += COMPARED_BYTES) {
+    const blockEnd = Math.min(block + COMPARED_BYTES, a.length);
+    if (isSame(block, blockEnd)) continue;
+    for (let start = block; start < blockEnd; start += SECTOR_SIZE) {
+      const end = Math.min(start + SECTOR_SIZE, blockEnd);
+      if (isSame(start, end)) continue;
+      const last = runs.at(-1);
+      if (last?.end === start) last.end = end;
+      else runs.push({ start, end });
+    }
+  }
+  return runs;
+}
+
+/** @qemu bdrv_change_backing_file */
+async function changeBackingFile(
+  image: BlockBackend,
+  backingFile: string | undefined,
+  backingFormat: string | undefined,
+): Promise<void> {
+  const overlay = skipFilters(image.node);
+  const fail = (errno: Parameters<typeof strerror>[0], why: string, cause?: unknown) =>
+    new BlockError(errno, `Could not change the backing file to '${backingFile ?? "(null)"}': ${why}`, {
+      cause,
+    });
+  try {
+    if (backingFile && backingFormat === undefined) throw new BlockError("EINVAL");
+    const { changeBackingFile: change } = overlay.ops;
+    if (!change) throw new BlockError("ENOTSUP");
+    await image.run((co) => change(co, backingFile || undefined, backingFile ? backingFormat : undefined));
+  } catch (error) {
+    const { errno } = toBlockError(error);
+    if (errno === "ENOSPC") throw fail(errno, "No space left in the file header", error);
+    if (errno === "EINVAL" && backingFile && backingFormat === undefined)
+      throw fail(errno, "backing format must be specified", error);
+    throw fail(errno, strerror(errno), error);
+  }
+}
