@@ -45,6 +45,7 @@ export async function readBitmapDirectory(
   image: BitmapImage,
   record: BitmapsRecord,
 ): Promise<StoredBitmap[]> {
+  if (record.directorySize === 0) throw invalid("Requested bitmap directory size is zero");
   let directory: Uint8Array;
   try {
     directory = await image.file.preadBytes(co, record.directoryOffset, record.directorySize);
@@ -56,8 +57,8 @@ export async function readBitmapDirectory(
     if (directory.length - at < BitmapDirectoryEntry.size) throw broken();
     const entry = BitmapDirectoryEntry.read(directory, at);
     const { nameSize, extraDataSize } = entry;
-    const bytes = BitmapDirectoryEntry.size + extraDataSize + nameSize;
-    const next = at + alignUp(bytes, 8);
+    // In 32 bits, as qemu has it: a length that wraps is extra data, which is refused in any case.
+    const next = at + ((BitmapDirectoryEntry.size + extraDataSize + nameSize + 7) & ~7);
     if (next > directory.length) throw broken();
     if (bitmaps.length === record.nbBitmaps)
       throw invalid("More bitmaps found than specified in header extension");

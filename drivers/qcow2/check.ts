@@ -206,6 +206,7 @@ async function countReferences(co: Coroutine<"read">, run: Check, fix: boolean):
   for (const snapshot of state.snapshots) await countSnapshot(co, run, snapshot, fix);
   await countSkipped(co, run);
   counts.add(state.snapshotsOffset, state.snapshotTableBytes);
+  if (state.cryptoHeader) counts.add(state.cryptoHeader.offset, state.cryptoHeader.length);
   await countBitmaps(co, run);
   counts.add(state.refcountTableOffset, state.refcountTableClusters * state.clusterSize);
   await countBlocks(co, run, fix);

@@ -56,6 +56,8 @@ async function openDataFile(
   if (!isNeeded) {
     if (byUser)
       throw new BlockError("EINVAL", "'data-file' can only be set for images with an external data file");
+    if ((header.autoclearFeatures & Autoclear.DataFileRaw) !== 0n)
+      throw new BlockError("EINVAL", "data-file-raw requires a data file");
     return file;
   }
   if (byUser) return byUser;
@@ -143,7 +145,6 @@ function makeCaches(
       dataFile,
       tableBytes: clusterSize,
       capacity: sizes.refcountTables,
-      loadEvent: "refblock_load",
       writeEvent: "refblock_update_part",
       checkWrite: (co, offset, bytes) => checkOverlap(co, stateOf(), offset, bytes, "refcount block"),
     }),
