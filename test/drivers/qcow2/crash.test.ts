@@ -10,66 +10,14 @@ import path from "node:path";
 import { describe, it } from "node:test";
 import type { BlockBackend } from "../../../src/block/backend.ts";
 import { BlockError } from "../../../src/block/errors.ts";
-import { iovFlatten } from "../../../src/block/iov.ts";
 import { memoryDriver, openBackend } from "../../support/graph.ts";
+import { type Change, recorder, replay } from "../../support/power-cut.ts";
 import { type Random, random } from "../../support/random.ts";
-import { type Cleanup, tempDir } from "../../support/temp.ts";
+import { tempDir } from "../../support/temp.ts";
 import { missing, mustRun, run } from "../../support/tools.ts";
 
 const SEEDS = Number(process.env["BDRV_CRASH_SEEDS"] ?? 1);
 const STEPS = Number(process.env["BDRV_CRASH_STEPS"] ?? 40);
-
-/** A change of the file, or a flush (undefined). */
-type Change = ((image: Image) => void) | undefined;
-
-/** The file as it is put together again. */
-class Image {
-  data: Uint8Array;
-
-  constructor(data: Uint8Array) {
-    this.data = data.slice();
-  }
-
-  write(offset: number, bytes: Uint8Array): void {
-    if (offset + bytes.length > this.data.length) this.resize(offset + bytes.length);
-    this.data.set(bytes, offset);
-  }
-
-  resize(bytes: number): void {
-    const resized = new Uint8Array(bytes);
-    resized.set(this.data.subarray(0, bytes));
-    this.data = resized;
-  }
-}
-
-/** The image file in memory, with a log of what is done to it. */
-function recorder(
-  test: Cleanup,
-  content: Uint8Array,
-): { readonly log: Change[]; readonly content: () => Uint8Array } {
-  const log: Change[] = [];
-  const memory = memoryDriver(test, "recorder", 0, (_, ops) => ({
-    async pwrite(co, offset, iov, flags) {
-      const bytes = iovFlatten(iov).slice();
-      log.push((image) => image.write(offset, bytes));
-      await ops.pwrite?.(co, offset, iov, flags);
-    },
-    async pdiscard(co, offset, bytes) {
-      log.push((image) => image.write(offset, new Uint8Array(bytes)));
-      await ops.pdiscard?.(co, offset, bytes);
-    },
-    async truncate(co, bytes, exact, prealloc, flags) {
-      log.push((image) => image.resize(bytes));
-      await ops.truncate?.(co, bytes, exact, prealloc, flags);
-    },
-    async flushToDisk() {
-      log.push(undefined);
-    },
-    pwriteZeroes: undefined,
-  }));
-  memory.data = content.slice();
-  return { log, content: () => memory.data };
-}
 
 /** Steps of all kinds, a few at a time. What qemu too refuses (a compressed write over data) is no matter. */
 async function work(image: BlockBackend, dice: Random, clusterSize: number, size: number): Promise<void> {
@@ -256,29 +204,3 @@ describe("a power cut", { skip: missing("qemu-img") }, () => {
     });
   }
 });
-
-/** Each prefix of the log, and for each some of the changes since the last flush left out. */
-async function replay(
-  before: Uint8Array,
-  log: readonly Change[],
-  dice: Random,
-  look: (data: Uint8Array, logged: number, what: string) => Promise<void> | void,
-): Promise<void> {
-  const stable = new Image(before);
-  let pending: NonNullable<Change>[] = [];
-  for (const [index, change] of log.entries()) {
-    if (!change) {
-      for (const each of pending) each(stable);
-      pending = [];
-      continue;
-    }
-    pending.push(change);
-    const prefix = new Image(stable.data);
-    for (const each of pending) each(prefix);
-    await look(prefix.data, index + 1, `cut after change ${index}`);
-    if (pending.length < 2) continue;
-    const torn = new Image(stable.data);
-    for (const each of pending) if (dice.below(2) === 0) each(torn);
-    await look(torn.data, index + 1, `cut at change ${index} with changes missing`);
-  }
-}
