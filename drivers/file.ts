@@ -9,6 +9,7 @@ import type { OpeningNode } from "../src/block/open.ts";
 import { SECTOR_SIZE } from "../src/block/units.ts";
 import { posix } from "../src/platform/posix.ts";
 import {
+  copyRange,
   directAlignment,
   fileStatus,
   fullPread,
@@ -180,6 +181,8 @@ function fileOps(host: HostFile, node: BlockNode): NodeOps {
     },
     pread: (_, offset, iov) => fullPread(host, offset, iov),
     pwrite: (_, offset, iov) => fullPwrite(host, offset, iov),
+    descriptor: () => host.fd,
+    copyFrom: async (_, offset, range) => copyRange(host, offset, range),
     async pwriteZeroes(_, offset, bytes, flags) {
       if (!zeroRange(host, offset, bytes, (flags & Req.MayUnmap) !== 0)) throw new BlockError("ENOTSUP");
     },

@@ -67,6 +67,12 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
         if (file.debug) await file.debug.event(co, "write_aio");
         await file.pwrite(co, at + window.offset, iov, flags);
       },
+      async copyFrom(co, at, range) {
+        check(at, range.bytes);
+        // What a guest may put into block 0 has to be looked at.
+        if (node.probed && at < PROBE_BYTES) throw new BlockError("ENOTSUP");
+        await file.copyFrom(co, at + window.offset, range);
+      },
       async pwriteZeroes(co, at, bytes, flags) {
         check(at, bytes);
         await file.pwriteZeroes(co, at + window.offset, bytes, flags);

@@ -18,7 +18,8 @@ import { measure } from "./measure.ts";
 import { openState } from "./open.ts";
 import { pread } from "./read.ts";
 import { truncate } from "./resize.ts";
-import { DEFAULT_CLEAN_INTERVAL_SECONDS, options } from "./runtime-options.ts";
+import { prepareOptions } from "./runtime.ts";
+import { options } from "./runtime-options.ts";
 import { createSnapshot, deleteSnapshot, gotoSnapshot, listSnapshots, loadSnapshot } from "./snapshot.ts";
 import { type Qcow2State, stateOf } from "./state.ts";
 import { loadVmState, saveVmState, vmStateOffset } from "./vm-state.ts";
@@ -45,23 +46,11 @@ export const qcow2: FormatDriver<typeof options, CreateOptions> = {
   async open(co, opening) {
     const state = await openState(co, opening);
     stateOf.set(opening.node, state);
-    const seconds = opening.options["cache-clean-interval"] ?? DEFAULT_CLEAN_INTERVAL_SECONDS;
-    return nodeOps(state, startCleaning(state, seconds));
+    return nodeOps(state);
   },
 };
 
-/** Forgets tables that were not used for so long. It keeps no process alive. */
-function startCleaning(state: Qcow2State, seconds: number): NodeJS.Timeout | undefined {
-  if (seconds <= 0) return undefined;
-  const timer = setInterval(() => {
-    if (state.lock.isHeld) return;
-    state.l2Cache.dropUnused();
-    state.refcountCache.dropUnused();
-  }, seconds * 1000);
-  return timer.unref();
-}
-
-function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeOps {
+function nodeOps(state: Qcow2State): NodeOps {
   const { node } = state;
   return {
     supportedWriteFlags: 0,
@@ -73,6 +62,8 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
     pwrite: (co, offset, iov, flags) =>
       flags & Req.WriteCompressed ? pwriteCompressed(co, state, offset, iov) : pwrite(co, state, offset, iov),
     pwriteCompressed: (co, offset, iov) => pwriteCompressed(co, state, offset, iov),
+    // What is stored encrypted must come by here.
+    ...(state.crypto ? {} : { copyFrom: (co, offset, range) => pwrite(co, state, offset, range) }),
     pwriteZeroes: (co, offset, bytes, flags) => pwriteZeroes(co, state, offset, bytes, flags),
     pdiscard: (co, offset, bytes) => pdiscard(co, state, offset, bytes),
     blockStatus: (co, wantZero, offset, bytes) => blockStatus(co, state, wantZero, offset, bytes),
@@ -109,13 +100,29 @@ function nodeOps(state: Qcow2State, cleaning: NodeJS.Timeout | undefined): NodeO
     supportsBitmaps: () => state.version >= 3,
     checkNewBitmap: async (_, name, granularity) => checkNewBitmap(state, name, granularity),
     removeStoredBitmap: (co, name) => state.lock.run(() => removeStoredBitmap(co, state, name)),
-    async reopen(co, { readOnly }) {
-      if (readOnly !== node.readOnly) return readOnly ? reopenReadOnly(co, state) : reopenWritable(state);
-      return { commit: () => {}, abort: () => {} };
-    },
+    reopen: (co, request) => reopen(co, state, request),
     async close(co) {
-      clearInterval(cleaning);
+      clearInterval(state.cleaning);
       if (!node.readOnly && !state.isBroken) await inactivate(co, state);
+    },
+  };
+}
+
+/** Options come into force with the mode, or not at all. */
+async function reopen(
+  co: Coroutine<"none">,
+  state: Qcow2State,
+  { readOnly, options: given }: ReopenRequest,
+): Promise<ReopenAction> {
+  const { node } = state;
+  const putInForce = await prepareOptions(co, state, given, node.flags.unmap);
+  if (readOnly === node.readOnly) return { commit: putInForce, abort: () => {} };
+  const action = await (readOnly ? reopenReadOnly(co, state) : reopenWritable(state));
+  return {
+    ...action,
+    commit: () => {
+      putInForce();
+      action.commit();
     },
   };
 }

@@ -13,9 +13,10 @@
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { Req } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
-import { type IoVector, iovConcat, iovLength, iovSlice } from "../../src/block/iov.ts";
+import { iovConcat } from "../../src/block/iov.ts";
+import { KiB } from "../../src/block/units.ts";
+import { type Content, contentLength, contentSlice, isHostRange, writeContent } from "./content.ts";
 import { checkOverlap, checkUsable, signalCorruption } from "./corruption.ts";
-import { writeData } from "./crypto.ts";
 import { COMPRESSED_HIGH, COPIED_HIGH, setEntry } from "./entries.ts";
 import { type Allocation, runPieces } from "./in-flight.ts";
 import {
@@ -61,21 +62,21 @@ interface Plan {
   readonly replaces: boolean;
 }
 
-/** Writes `iov` at `guestOffset`. What is cached and in place costs one write of the file and no other wait. */
+/** Writes `content` at `guestOffset`. What is cached and in place costs one write of the file and no other wait. */
 export function pwrite(
   co: Coroutine<"read">,
   state: Qcow2State,
   guestOffset: number,
-  iov: IoVector,
+  content: Content,
 ): Promise<void> {
   checkUsable(state);
-  const bytes = iovLength(iov);
+  const bytes = contentLength(content);
   if (state.allocations.isEmpty) {
     const mapping = peekMapping(state, guestOffset, bytes);
     if (mapping && mapping.bytes === bytes && isInPlace(state, mapping, guestOffset))
-      return writeHost(co, state, guestOffset, mapping.hostOffset, iov);
+      return writeHost(co, state, guestOffset, mapping.hostOffset, content);
   }
-  return writePieces(co, state, guestOffset, iov, bytes);
+  return writePieces(co, state, guestOffset, content, bytes);
 }
 
 function isInPlace(state: Qcow2State, mapping: Mapping, guestOffset: number): boolean {
@@ -87,17 +88,17 @@ async function writeHost(
   state: Qcow2State,
   guestOffset: number,
   hostOffset: number,
-  iov: IoVector,
+  content: Content,
 ): Promise<void> {
-  const { dataFile, transfers } = state;
+  const { file, transfers } = state;
   const epoch = transfers.begin();
   try {
     if (!state.hasDataFile) {
-      const refused = checkOverlap(co, state, hostOffset, iovLength(iov));
+      const refused = checkOverlap(co, state, hostOffset, contentLength(content));
       if (refused) await refused;
     }
-    if (dataFile.debug) await dataFile.debug.event(co, "write_aio");
-    await writeData(co, state, guestOffset, hostOffset, iov);
+    if (file.debug) await file.debug.event(co, "write_aio");
+    await writeContent(co, state, guestOffset, hostOffset, content);
   } finally {
     transfers.end(epoch);
   }
@@ -107,7 +108,7 @@ function writePieces(
   co: Coroutine<"read">,
   state: Qcow2State,
   guestOffset: number,
-  iov: IoVector,
+  content: Content,
   bytes: number,
 ): Promise<void> {
   return runPieces(async (pieces) => {
@@ -115,7 +116,7 @@ function writePieces(
     for (let done = 0; done < bytes && !pieces.failed; ) {
       const piece = await nextPiece(co, state, guestOffset + done, bytes - done, hostEnd);
       if (!piece) continue;
-      const data = iovSlice(iov, done, done + piece.bytes);
+      const data = contentSlice(content, done, done + piece.bytes);
       const full = pieces.add(piece.run(data));
       done += piece.bytes;
       hostEnd = piece.hostEnd;
@@ -128,7 +129,7 @@ interface WritePiece {
   readonly bytes: number;
   /** Where it ends in the file: what follows is put there if that is free. */
   readonly hostEnd: number;
-  readonly run: (data: IoVector) => Promise<void>;
+  readonly run: (data: Content) => Promise<void>;
 }
 
 /** Undefined: something was waited for, look again. */
@@ -318,7 +319,7 @@ function contentEnd({ high, allocatedBits }: RawEntry): number {
 }
 
 /** Moves the data and sets the entries. */
-async function fulfil(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data: IoVector): Promise<void> {
+async function fulfil(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data: Content): Promise<void> {
   try {
     await fill(co, state, plan, data);
     await state.lock.run(() => link(co, state, plan));
@@ -334,31 +335,59 @@ async function fulfil(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data
 }
 
 /** Writes the data and around it what the guest saw there before, in one go where that is not just zeroes. */
-async function fill(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data: IoVector): Promise<void> {
-  const { dataFile } = state;
-  const headBytes = plan.writeStart - plan.copyStart;
-  const tailBytes = plan.copyEnd - plan.writeEnd;
+async function fill(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data: Content): Promise<void> {
+  const { debug } = state.file;
+  const { copyStart, copyEnd, writeStart, writeEnd } = plan;
   const hostOf = (guestOffset: number) => plan.hostOffset + (guestOffset - plan.start);
-  if (!state.hasDataFile)
-    await checkOverlap(co, state, hostOf(plan.copyStart), plan.copyEnd - plan.copyStart);
-  if (headBytes + tailBytes === 0) {
-    if (dataFile.debug) await dataFile.debug.event(co, "write_aio");
-    return writeData(co, state, plan.writeStart, hostOf(plan.writeStart), data);
+  if (!state.hasDataFile) await checkOverlap(co, state, hostOf(copyStart), copyEnd - copyStart);
+  const isAlone = copyStart === writeStart && writeEnd === copyEnd;
+  const isZero =
+    !isAlone &&
+    !isHostRange(data) &&
+    readsZero(state, copyStart, writeStart - copyStart) &&
+    readsZero(state, writeEnd, copyEnd - writeEnd);
+  if (isAlone || (isZero && (await tryZeroes(co, state, hostOf(copyStart), copyEnd - copyStart)))) {
+    if (debug) await debug.event(co, "write_aio");
+    return writeContent(co, state, writeStart, hostOf(writeStart), data);
   }
-  const isZero = readsZero(state, plan.copyStart, headBytes) && readsZero(state, plan.writeEnd, tailBytes);
-  if (isZero && (await tryZeroes(co, state, hostOf(plan.copyStart), plan.copyEnd - plan.copyStart))) {
-    if (dataFile.debug) await dataFile.debug.event(co, "write_aio");
-    return writeData(co, state, plan.writeStart, hostOf(plan.writeStart), data);
+  const [head, tail] = await readAround(co, state, plan);
+  // QEMU's two names for what is one write.
+  if (debug) await debug.event(co, "write_aio");
+  if (debug) await debug.event(co, "cow_write");
+  const parts = isHostRange(data) ? [head, data, tail] : [iovConcat(head, data, tail)];
+  let at = copyStart;
+  for (const part of parts) {
+    await writeContent(co, state, at, hostOf(at), part);
+    at += contentLength(part);
   }
-  const head = new Uint8Array(headBytes);
-  const tail = new Uint8Array(tailBytes);
-  if (!isZero) {
-    if (state.file.debug) await state.file.debug.event(co, "cow_read");
-    if (headBytes > 0) await pread(co, state, plan.copyStart, head);
-    if (tailBytes > 0) await pread(co, state, plan.writeEnd, tail);
-    if (state.file.debug) await state.file.debug.event(co, "cow_write");
+}
+
+/** Around so short a write one read is cheaper than two.  @qemu perform_cow */
+const MAX_READ_OVER_BYTES = 16 * KiB;
+
+/** What the guest sees before and behind the range of the write, as far as it is copied. */
+async function readAround(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  { copyStart, copyEnd, writeStart, writeEnd }: Plan,
+): Promise<readonly [head: Uint8Array, tail: Uint8Array]> {
+  const { debug } = state.file;
+  const all = new Uint8Array(copyEnd - copyStart);
+  const head = all.subarray(0, writeStart - copyStart);
+  const tail = all.subarray(writeEnd - copyStart);
+  const isOne = head.length > 0 && tail.length > 0 && writeEnd - writeStart <= MAX_READ_OVER_BYTES;
+  const reads = isOne
+    ? [[copyStart, all] as const]
+    : ([
+        [copyStart, head],
+        [writeEnd, tail],
+      ] as const);
+  for (const [at, buffer] of reads) {
+    if (buffer.length === 0) continue;
+    if (debug) await debug.event(co, "cow_read");
+    await pread(co, state, at, buffer);
   }
-  await writeData(co, state, plan.copyStart, hostOf(plan.copyStart), iovConcat(head, data, tail));
+  return [head, tail];
 }
 
 /** Known without a read: nothing is there, or zeroes are. */
@@ -382,7 +411,7 @@ async function tryZeroes(
   const { dataFile } = state;
   if (!(dataFile.node.supportedZeroFlags & Req.NoFallback)) return false;
   try {
-    if (dataFile.debug) await dataFile.debug.event(co, "cluster_alloc_space");
+    if (state.file.debug) await state.file.debug.event(co, "cluster_alloc_space");
     await dataFile.pwriteZeroes(co, hostOffset, bytes, Req.NoFallback);
     return true;
   } catch (error) {
@@ -396,8 +425,7 @@ async function link(co: Coroutine<"read">, state: Qcow2State, plan: Plan): Promi
   checkUsable(state);
   const { clusterSize, l2Cache } = state;
   await ensureL2(co, state, plan.start);
-  if (!plan.reuses && !state.hasDataFile && !state.useLazyRefcounts)
-    await l2Cache.setDependency(co, state.refcountCache);
+  if (!state.useLazyRefcounts) await l2Cache.setDependency(co, state.refcountCache);
   const { slice, index } = await sliceFor(co, state, plan.start);
   const isCopying = plan.copyStart < plan.writeStart || plan.writeEnd < plan.copyEnd;
   if (plan.replaces || isCopying) l2Cache.dependsOnFlush = true;

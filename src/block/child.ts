@@ -4,6 +4,7 @@
  */
 
 import { type BlockStatus, blockStatus } from "./block-status.ts";
+import type { HostRange } from "./copy-range.ts";
 import type { Coroutine } from "./coroutine.ts";
 import type { DebugOps, Prealloc, ReqFlags } from "./driver.ts";
 import * as io from "./io.ts";
@@ -103,6 +104,11 @@ export class BlockChild {
   /** @qemu bdrv_co_pwritev */
   pwrite(co: Coroutine<"read">, offset: number, iov: IoVector, flags: ReqFlags = 0): Promise<void> {
     return io.pwrite(co, this, offset, iov, flags);
+  }
+
+  /** Like a write of a host file's bytes; ENOTSUP where the kernel can't copy them.  @qemu bdrv_co_copy_range_to */
+  copyFrom(co: Coroutine<"read">, offset: number, range: HostRange): Promise<void> {
+    return io.copyFrom(co, this, offset, range);
   }
 
   /** @qemu bdrv_co_pwrite_zeroes */

@@ -7,6 +7,7 @@
  */
 
 import type { BlockStatus } from "./block-status.ts";
+import type { HostRange } from "./copy-range.ts";
 import type { Coroutine } from "./coroutine.ts";
 import { assert } from "./errors.ts";
 import type { IoVector } from "./iov.ts";
@@ -177,6 +178,10 @@ export interface NodeOps {
     flags: ReqFlags,
   ) => Promise<void>;
   readonly pdiscard?: (co: Coroutine<"read">, offset: number, bytes: number) => Promise<void>;
+  /** The descriptor of the host's file whose bytes are the node's, at the same offsets. */
+  readonly descriptor?: () => number;
+  /** Lets the kernel copy a file's bytes to `offset`; ENOTSUP where it can't.  @qemu bdrv_co_copy_range_to */
+  readonly copyFrom?: (co: Coroutine<"read">, offset: number, range: HostRange) => Promise<void>;
   /** Flags that pwrite understands itself; FUA that it does not is emulated by a flush. */
   readonly supportedWriteFlags?: ReqFlags;
   readonly supportedZeroFlags?: ReqFlags;

@@ -8,6 +8,7 @@
  * | ---------------- | ------- | ------------------------------------------ |
  * | pread, pwrite    | forward | ENOTSUP                                    |
  * | pwriteCompressed | forward | ENOTSUP                                    |
+ * | copyFrom         | forward, unless it has pwrite | ENOTSUP              |
  * | pwriteZeroes     | forward | zeroes are written, unless NoFallback      |
  * | FUA              | flush   | flush                                      |
  * | pdiscard         | forward | nothing: a discard is advice               |
@@ -18,6 +19,7 @@
 
 import { type BlockChild, Perm } from "./child.ts";
 import { copyOnRead } from "./copy-on-read.ts";
+import type { HostRange } from "./copy-range.ts";
 import type { Coroutine } from "./coroutine.ts";
 import { markDirty, resizeBitmaps } from "./dirty-bitmap.ts";
 import { Req, type ReqFlags } from "./driver.ts";
@@ -239,6 +241,27 @@ async function driverPwrite(
     node.writeGeneration++;
   }
   if (flags & Req.Fua && !(supported & Req.Fua)) await flush(co, node);
+}
+
+/** Nothing is padded: what is not aligned is ENOTSUP too.  @qemu bdrv_co_copy_range_to */
+export async function copyFrom(
+  co: Coroutine<"read">,
+  child: BlockChild,
+  offset: number,
+  range: HostRange,
+): Promise<void> {
+  const { node } = child;
+  const { bytes } = range;
+  checkRange(node, offset, bytes);
+  assertWritable(co, child, 0);
+  const { ops } = node;
+  if (!ops.copyFrom && !ops.pwrite && node.filtered)
+    return forwarded(node, offset, bytes, node.filtered.copyFrom(co, offset, range));
+  const alignment = node.limits.requestAlignment;
+  if (!ops.copyFrom || offset % alignment !== 0 || bytes % alignment !== 0)
+    throw new BlockError("ENOTSUP", undefined, { node: node.nodeName });
+  await tracked(co, node, offset, bytes, 0, () => ops.copyFrom?.(co, offset, range));
+  noteLength(node, offset + bytes);
 }
 
 /** @qemu bdrv_co_pwrite_zeroes */

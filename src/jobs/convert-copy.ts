@@ -357,9 +357,10 @@ class Copier {
       for (const range of await this.#source.hostRanges(piece.offset, piece.bytes, signal)) {
         const { bytes } = range;
         const offset = at;
-        if (range.fd !== undefined)
+        if (range.fd !== undefined) {
+          await this.#throttle?.pass(bytes, signal);
           await this.#target.run((co, root) => root.copyFrom(co, offset, range), signal);
-        else if (!targetIsZero) await this.#issueZeroes(offset, bytes, piece.reportOffset, ends);
+        } else if (!targetIsZero) await this.#issueZeroes(offset, bytes, piece.reportOffset, ends);
         at += bytes;
       }
       return true;

@@ -5,6 +5,7 @@
 
 import type { BlockBackend } from "../block/backend.ts";
 import { blockStatusAbove } from "../block/block-status.ts";
+import { hostRanges, type SourceRange } from "../block/copy-range.ts";
 import { BlockError, strerror, toBlockError } from "../block/errors.ts";
 import type { BlockNode } from "../block/node.ts";
 import { alignDown, alignUp, MiB, SECTOR_SIZE } from "../block/units.ts";
@@ -82,6 +83,22 @@ export class SourceList {
     }
   }
 
+  /** Where bytes that one source has lie in files of the host; ENOTSUP where not all of them do. */
+  hostRanges(
+    offset: number,
+    bytes: number,
+    signal: AbortSignal | undefined,
+  ): Promise<readonly SourceRange[]> {
+    const { backend, start } = this.#partAt(offset);
+    return backend.run((co) => hostRanges(co, backend.node, offset - start, bytes), signal);
+  }
+
+  #partAt(offset: number): SourcePart {
+    const part = this.#parts.find(({ end }) => offset < end);
+    if (!part) throw new RangeError(`offset ${offset} is past the end of the sources`);
+    return part;
+  }
+
   /** What holds from `offset` on, for at most `bytes`. `topOnly`: the first layer alone decides what is inherited. */
   async status(
     offset: number,
@@ -89,9 +106,7 @@ export class SourceList {
     topOnly: boolean,
     signal: AbortSignal | undefined,
   ): Promise<{ readonly bytes: number; readonly zero: boolean; readonly data: boolean }> {
-    const part = this.#parts.find(({ end }) => offset < end);
-    if (!part) throw new RangeError(`offset ${offset} is past the end of the sources`);
-    const { backend, start, end } = part;
+    const { backend, start, end } = this.#partAt(offset);
     const asked = Math.min(bytes, end - offset);
     return backend.run((co) => {
       const base = topOnly ? backingOf(backend.node) : undefined;

@@ -118,6 +118,13 @@ describe("convert and qcow2", { skip: missingTool }, () => {
     "-c -o extended_l2=on",
     "-c -o compat=0.10",
     "-c -o refcount_bits=8",
+    "-C",
+    "-C -W",
+    "-C -o cluster_size=512",
+    "-C -o cluster_size=2M",
+    "-C -o extended_l2=on",
+    "-C -o preallocation=metadata",
+    "-C -o data_file=@.data",
   ];
 
   for (const options of CREATE_OPTIONS) {
@@ -143,6 +150,12 @@ describe("convert and qcow2", { skip: missingTool }, () => {
     "convert -p -O qcow2 base.raw @",
     "convert -p -c -O qcow2 base.raw @",
     "convert -p -O raw base.raw odd.raw base.raw base.raw @",
+    "convert -C -O raw mixed.raw @",
+    "convert -C -O raw mixed.qcow2 @",
+    "convert -C -O raw zlib.qcow2 @",
+    "convert -C -p -O qcow2 base.raw @",
+    "convert -C -O qcow2 -o cluster_size=2M small.qcow2 @",
+    "convert -C -O raw base.raw odd.raw base.raw @",
     "convert -O qcow2 empty.qcow2 @",
     "convert -O qcow2 zero.raw @",
   ])
