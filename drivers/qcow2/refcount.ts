@@ -133,11 +133,18 @@ async function changeBlock(
 ): Promise<number> {
   const { get, set, max } = refcountsOf(state);
   const entries = refblockEntries(state);
+  const { debug } = state.file;
+  // Also where there is a block: QEMU's names are those of its functions, which look for one first.
+  if (debug) await debug.event(co, "refblock_alloc");
   let block = peekRefblock(state, first);
+  if (debug && block !== NO_BLOCK) await debug.event(co, "refblock_load");
   if (block === undefined) block = await loadRefblock(co, state, first);
   if (block === NO_BLOCK) {
     if (addend < 0) throw new BlockError("EINVAL");
     block = await addRefblock(co, state, Math.floor(first / entries));
+    // There QEMU begins the search anew.
+    if (debug) await debug.event(co, "refblock_alloc");
+    if (debug) await debug.event(co, "refblock_load");
   }
   const { view } = block;
   const start = first % entries;
@@ -283,13 +290,13 @@ export async function allocateClustersAt(
   let free = 0;
   while (free < most && (await getRefcount(co, state, first + free)) === 0) {
     const tableIndex = Math.floor((first + free) / entries);
-    // A block that is made for them is put where there is room: that may be just here.
-    if (
-      tableIndex * 8 >= state.refcountTable.byteLength ||
-      tableOffset(state.refcountTable, tableIndex) === 0
-    )
+    const hasBlock = tableIndex * 8 < state.refcountTable.byteLength;
+    if (hasBlock && tableOffset(state.refcountTable, tableIndex) !== 0) free++;
+    else {
       await addRefblock(co, state, tableIndex);
-    else free++;
+      // It may have been put just here.
+      free = 0;
+    }
   }
   if (free === 0) return 0;
   for (let index = first; index < first + free; index++) {

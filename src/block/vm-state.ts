@@ -38,5 +38,5 @@ export async function saveVmState(
 }
 
 function checkRange(offset: number, iov: IoVector): void {
-  if (!(offset >= 0) || offset > MAX_LENGTH - iovLength(iov)) throw new BlockError("EIO");
+  if (!(offset >= 0) || offset > MAX_LENGTH - iovLength(iov)) throw new BlockError("EFBIG");
 }
