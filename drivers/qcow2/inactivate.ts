@@ -5,6 +5,7 @@ import type { ReopenAction } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { makeBitmapsWritable } from "./bitmap-load.ts";
 import { storeBitmaps } from "./bitmap-store.ts";
+import { repairDirty } from "./check.ts";
 import { writeIncompatible } from "./corruption.ts";
 import { Incompatible } from "./layout.ts";
 import { settleFreed } from "./refcount.ts";
@@ -47,7 +48,7 @@ export async function inactivate(co: Coroutine<"none">, state: Qcow2State): Prom
 }
 
 /** @qemu qcow2_mark_clean */
-async function markClean(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+export async function markClean(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
   if (!(state.incompatibleFeatures & Incompatible.Dirty)) return;
   await state.file.flush(co);
   state.incompatibleFeatures &= ~Incompatible.Dirty;
@@ -73,9 +74,12 @@ export function reopenWritable(state: Qcow2State): ReopenAction {
   const { incompatibleFeatures } = state;
   if ((incompatibleFeatures & Incompatible.Corrupt) !== 0n)
     throw new BlockError("EACCES", "qcow2: Image is corrupt; cannot be opened read/write");
-  if ((incompatibleFeatures & Incompatible.Dirty) !== 0n)
-    throw new BlockError("ENOTSUP", "Could not repair dirty image");
-  return { commit: () => {}, committed: (co) => reopenBitmaps(co, state), abort: () => {} };
+  const isDirty = (incompatibleFeatures & Incompatible.Dirty) !== 0n;
+  const committed = async (co: Coroutine<"none">) => {
+    if (isDirty) await graphRdlock(co, (reader) => state.lock.run(() => repairDirty(reader, state)));
+    await reopenBitmaps(co, state);
+  };
+  return { commit: () => {}, committed, abort: () => {} };
 }
 
 /** If the file can't say that its bitmaps are in use, nothing may change that they don't tell of. */

@@ -72,14 +72,14 @@ export async function loadSnapshot(
 }
 
 /** The tables of snapshots are not looked at when the image is opened.  @qemu qcow2_validate_table */
-function checkSnapshotL1({ l1TableOffset, l1Size }: Snapshot, clusterSize: number): void {
+export function checkSnapshotL1({ l1TableOffset, l1Size }: Snapshot, clusterSize: number): void {
   if (l1Size * 8 > MAX_L1_BYTES) throw new BlockError("EFBIG", "Snapshot L1 table too large");
   if (!Number.isSafeInteger(l1TableOffset) || !isAligned(l1TableOffset, clusterSize))
     throw new BlockError("EINVAL", "Snapshot L1 table offset invalid");
 }
 
 /** `checkSnapshotL1` has been called. */
-async function readSnapshotL1(
+export async function readSnapshotL1(
   co: Coroutine<"read">,
   state: Qcow2State,
   { l1TableOffset, l1Size }: Snapshot,
@@ -191,7 +191,7 @@ async function writeActiveL1(
 }
 
 /** Makes the flags of all active tables right again after references have gone. */
-async function refreshActive(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+export async function refreshActive(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
   const table = copyActiveL1(state);
   if (await refreshFlags(co, state, table)) await writeActiveL1(co, state, table);
 }

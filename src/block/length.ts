@@ -69,7 +69,8 @@ export async function truncateNode(
   prealloc: Prealloc,
   flags: ReqFlags,
 ): Promise<void> {
-  if (bytes < 0) throw new BlockError("EINVAL", "Image size cannot be negative");
+  // As 64-bit numbers have it, from 2^63 on they are negative.
+  if (bytes < 0 || bytes >= 2 ** 63) throw new BlockError("EINVAL", "Image size cannot be negative");
   if (bytes > MAX_TRUNCATE_BYTES)
     throw new BlockError("EFBIG", `offset(${BigInt(bytes)}) exceeds maximum(${BigInt(MAX_TRUNCATE_BYTES)})`);
   const oldBytes = await getLength(co, node);

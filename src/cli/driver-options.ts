@@ -1,6 +1,6 @@
 /** The values of `-o`, a list of a driver's options or a question about them, and of `-l`.  @qemu is_valid_option_list, print_block_option_help */
 
-import { type OptionSpec, parseKeyValues, takeString } from "../block/options.ts";
+import { type OptionSpec, type OptionTable, parseKeyValues, takeString } from "../block/options.ts";
 import type { SnapshotChoice } from "../jobs/convert.ts";
 import { createOptionTable } from "../jobs/create.ts";
 import { CommandError } from "./command.ts";
