@@ -94,8 +94,13 @@ export const hostDevice: ProtocolDriver<typeof options, typeof deviceCreateOptio
   prefix: "host_device",
   parseFilename: (filename) => new Map([["filename", stripDevicePrefix(filename)]]),
   claims: (filename) => {
-    const stat = fs.statSync(filename, { throwIfNoEntry: false });
-    return stat !== undefined && (stat.isBlockDevice() || stat.isCharacterDevice());
+    try {
+      const stat = fs.statSync(filename);
+      return stat.isBlockDevice() || stat.isCharacterDevice();
+    } catch {
+      // Whatever is wrong with the name is said by who opens it.
+      return false;
+    }
   },
   createOptions: deviceCreateOptions,
 

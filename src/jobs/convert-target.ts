@@ -150,7 +150,7 @@ function identify(path: string): FileIdentity | undefined {
 }
 
 /** The regular files that a node stands on. */
-function hostFiles(node: BlockNode, withBacking: boolean): FileIdentity[] {
+export function hostFiles(node: BlockNode, withBacking: boolean): FileIdentity[] {
   if (node.driver.kind === "protocol" && node.driver.formatName === "file") {
     const file = identify(node.exactFilename);
     return file ? [file] : [];

@@ -5,7 +5,7 @@ import { type BlockStatus, blockStatusAbove } from "../block/block-status.ts";
 import { Perm } from "../block/child.ts";
 import { findDriver } from "../block/driver.ts";
 import { BlockError, strerror, toBlockError } from "../block/errors.ts";
-import { resolveReference } from "../block/filename.ts";
+import { combinePath, isAbsolute, protocolPrefix } from "../block/filename.ts";
 import { refNode } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { type OpenEnvironment, openGate } from "../block/open.ts";
@@ -13,6 +13,7 @@ import { DEFAULT_FLAGS, type OpenFlags } from "../block/open-flags.ts";
 import type { Options } from "../block/options.ts";
 import { KiB, MiB, SECTOR_SIZE } from "../block/units.ts";
 import { findBackingImage, skipFilters } from "./chain.ts";
+import { hostFiles } from "./convert-target.ts";
 import { readAhead } from "./read-ahead.ts";
 
 /** Bytes that are compared at once.  @qemu IO_BUF_SIZE */
@@ -70,12 +71,7 @@ async function openNewBacking(
 ): Promise<NewBacking> {
   const { context } = image;
   const overlay = skipFilters(image.node);
-  let filename: string;
-  try {
-    filename = resolveReference(overlay, name);
-  } catch (error) {
-    throw BlockError.wrap("Could not resolve backing filename", error);
-  }
+  const filename = resolveName(image.node, name);
   const node = findBackingImage(overlay, name);
   if (node) {
     refNode(node);
@@ -94,9 +90,41 @@ async function openNewBacking(
       {},
       context,
     );
+    try {
+      refuseOwnFiles(image.node, backend.node);
+    } catch (error) {
+      await backend.close();
+      throw error;
+    }
     return { backend, inChain: false };
   } catch (error) {
     throw BlockError.wrap(`Could not open new backing file '${name}'`, error);
+  }
+}
+
+/** By the image's own plain name, whatever its file is called.  @qemu bdrv_get_full_backing_filename_from_filename */
+function resolveName({ exactFilename, filename }: BlockNode, name: string): string {
+  if (protocolPrefix(name) !== undefined || isAbsolute(name)) return name;
+  if (exactFilename !== "") return combinePath(exactFilename, name);
+  const why = `Cannot use relative backing file names for '${filename}'`;
+  throw new BlockError("EINVAL", `Could not resolve backing filename: ${why}`);
+}
+
+/** An image can't stand on itself. QEMU finds that out by its locks.  */
+function refuseOwnFiles(image: BlockNode, backing: BlockNode): void {
+  const { file } = skipFilters(image);
+  // Who has no tables in its file lets others write to it.
+  if (!file || file.perm.shared & Perm.Write) return;
+  const own = hostFiles(image, false);
+  let prefix = "";
+  for (let layer: BlockNode | undefined = backing; layer; layer = skipFilters(layer).cow?.node) {
+    for (const { path, dev, ino } of hostFiles(layer, false)) {
+      if (!own.some((each) => each.dev === dev && each.ino === ino)) continue;
+      throw new BlockError("EAGAIN", `${prefix}Failed to get shared "write" lock`, {
+        hint: `Is another process using the image [${path}]?`,
+      });
+    }
+    prefix += "Could not open backing file: ";
   }
 }
 
