@@ -7,6 +7,7 @@
 import assert from "node:assert/strict";
 import type { BlockBackend } from "../src/block/backend.ts";
 import { BlockError } from "../src/block/errors.ts";
+import { type LoneKind, type LoneOp, type LoneRun, loneKinds, type Outlook } from "./random-lone-ops.ts";
 import { type Random, random } from "./support/random.ts";
 
 /** One step. Offsets and lengths are in bytes; `fill` is the seed of the content that is written. */
@@ -29,7 +30,7 @@ export type Op =
       readonly fills: readonly number[];
     }
   | { readonly kind: "flush" | "reopen" | "verify" }
-  | { readonly kind: "truncate"; readonly bytes: number };
+  | LoneOp;
 
 /** What the image under test can do, and how large its pieces are. */
 export interface OpsProfile {
@@ -39,14 +40,22 @@ export interface OpsProfile {
   readonly clusterSize: number;
   readonly compressed: boolean;
   readonly resize: boolean;
+  /** Internal snapshots; "overflow": refcounts are so narrow that one may be refused. */
+  readonly snapshots?: boolean | "overflow";
+  /** Version 2 of qcow2: the size stays while there are snapshots. */
+  readonly v2?: boolean;
 }
 
 export interface OpsTarget {
   open(): Promise<BlockBackend>;
+  /** The same image, only to be read; for images with snapshots. */
+  openReadOnly?(): Promise<BlockBackend>;
   /** What the guest sees at the start; changed by the run to what it must see at the end. */
   model: Uint8Array;
   /** What lies below, as far as a discard may bring it back; absent: discarded ranges read as before or as zeroes. */
   readonly below?: Uint8Array | undefined;
+  /** Internal snapshots by their names: what each holds. Kept by the run. */
+  readonly snapshots?: Map<string, Uint8Array>;
 }
 
 /** How many operations are under way at most. */
@@ -58,17 +67,16 @@ const MAX_BYTES = 384 * 1024;
 export function makeOps(seed: number, count: number, profile: OpsProfile): Op[] {
   const dice = random(seed);
   const ops: Op[] = [];
-  let size = profile.size;
-  while (ops.length < count) {
-    const op = makeOp(dice, profile, size);
-    if (op.kind === "truncate") size = op.bytes;
-    ops.push(op);
-  }
+  const outlook: Outlook = { size: profile.size, snapshots: new Map() };
+  while (ops.length < count) ops.push(makeOp(dice, profile, outlook));
   return ops;
 }
 
-function makeOp(dice: Random, profile: OpsProfile, size: number): Op {
-  const choice = dice.below(100);
+function makeOp(dice: Random, profile: OpsProfile, outlook: Outlook): Op {
+  const lone = makeLone(dice, profile, outlook);
+  if (lone) return lone;
+  const { size } = outlook;
+  const choice = dice.below(96);
   const range = makeRange(dice, profile, size);
   const fill = dice.below(2 ** 31);
   if (choice < 34) return { kind: "write", ...range, fill, fua: dice.chance(0.05) };
@@ -83,10 +91,19 @@ function makeOp(dice: Random, profile: OpsProfile, size: number): Op {
     return { kind: "overlapping", ...range, fills };
   }
   if (choice < 93) return { kind: "flush" };
-  if (choice < 96 && profile.resize) return { kind: "truncate", bytes: makeSize(dice, profile, size) };
-  if (choice < 98) return { kind: "reopen" };
-  if (choice < 99) return { kind: "verify" };
-  return { kind: "read", ...range };
+  if (choice < 95) return { kind: "reopen" };
+  return { kind: "verify" };
+}
+
+/** Each kind of step that runs alone comes up in so many of a hundred steps as it says. */
+function makeLone(dice: Random, profile: OpsProfile, outlook: Outlook): LoneOp | undefined {
+  let choice = dice.below(100);
+  for (const { percent, isFor, make } of Object.values(loneKinds)) {
+    if (!isFor(profile)) continue;
+    if (choice < percent) return make(dice, profile, outlook);
+    choice -= percent;
+  }
+  return undefined;
 }
 
 /** Mostly small, often at the edges of clusters, seldom over several. */
@@ -120,14 +137,6 @@ function makeClusters(
   return { offset, bytes: Math.min(bytes, size - offset) };
 }
 
-/** A bit longer or shorter, so that tables grow at times; within a factor of two of the first size. */
-function makeSize(dice: Random, profile: OpsProfile, size: number): number {
-  const least = profile.size / 2;
-  const most = profile.size * 2;
-  const change = dice.pick([512, 4096, profile.clusterSize, profile.size / 4]) * dice.between(-3, 3);
-  return Math.floor(Math.min(Math.max(size + change, least), most) / 512) * 512;
-}
-
 /** Content by its seed: random, one byte repeated, sparse, or zeroes. */
 function content(fill: number, bytes: number): Uint8Array {
   const dice = random(fill);
@@ -143,8 +152,8 @@ function content(fill: number, bytes: number): Uint8Array {
  * Runs the operations. Ends with an error at the first wrong byte; `target.model` is what the image holds after a
  * run without. The image is closed in either case.
  */
-export async function runOps(target: OpsTarget, ops: readonly Op[]): Promise<void> {
-  const run = new Run(target, await target.open());
+export async function runOps(target: OpsTarget, ops: readonly Op[], profile: OpsProfile): Promise<void> {
+  const run = new Run(target, await target.open(), profile);
   try {
     for (const [index, op] of ops.entries()) await run.start(op, index);
     await run.drain();
@@ -160,26 +169,31 @@ interface UnderWay {
   readonly done: Promise<void>;
 }
 
-class Run {
-  readonly #target: OpsTarget;
+class Run implements LoneRun {
+  readonly profile: OpsProfile;
+  readonly target: OpsTarget;
   #image: BlockBackend;
   readonly #underWay = new Set<UnderWay>();
   #failed: { readonly error: unknown } | undefined;
 
-  constructor(target: OpsTarget, image: BlockBackend) {
-    this.#target = target;
+  constructor(target: OpsTarget, image: BlockBackend, profile: OpsProfile) {
+    this.target = target;
+    this.profile = profile;
     this.#image = image;
+  }
+
+  get image(): BlockBackend {
+    return this.#image;
   }
 
   /** Starts the step as soon as nothing that overlaps it is under way. */
   async start(op: Op, index: number): Promise<void> {
-    const { model } = this.#target;
+    const { model } = this.target;
+    if (isLone(op) || op.kind === "reopen" || op.kind === "verify") {
+      await this.drain();
+      return this.#alone(op).catch((error: unknown) => fail(op, index, error));
+    }
     switch (op.kind) {
-      case "truncate":
-      case "reopen":
-      case "verify":
-        await this.drain();
-        return this.#exclusive(op).catch((error: unknown) => fail(op, index, error));
       case "flush":
         return this.#launch(op, index, 0, 0);
       case "read":
@@ -195,7 +209,7 @@ class Run {
     }
   }
 
-  async #launch(op: Op, index: number, start: number, end: number): Promise<void> {
+  async #launch(op: Exclude<Op, LoneOp>, index: number, start: number, end: number): Promise<void> {
     for (;;) {
       const inTheWay = [...this.#underWay].find((other) => other.start < end && start < other.end);
       if (inTheWay) await inTheWay.done;
@@ -227,21 +241,23 @@ class Run {
     this.#throwFailure();
   }
 
-  async #exclusive(op: Op): Promise<void> {
-    if (op.kind === "reopen") {
-      await this.#image.close();
-      this.#image = await this.#target.open();
-    } else if (op.kind === "truncate") {
-      await this.#image.truncate(op.bytes);
-      const { model } = this.#target;
-      this.#target.model = new Uint8Array(op.bytes);
-      this.#target.model.set(model.subarray(0, op.bytes));
-      assert.equal(await this.#image.getLength(), op.bytes, "length after truncate");
-    } else await this.verify();
+  async #alone(op: Op): Promise<void> {
+    if (isLone(op)) await (loneKinds[op.kind] as LoneKind<LoneOp>).run(this, op);
+    else if (op.kind === "reopen") await this.closed();
+    else await this.verify();
   }
 
-  async #perform(op: Op): Promise<void> {
-    const { model } = this.#target;
+  async closed(fn: () => Promise<void> = async () => {}): Promise<void> {
+    await this.#image.close();
+    try {
+      await fn();
+    } finally {
+      this.#image = await this.target.open();
+    }
+  }
+
+  async #perform(op: Exclude<Op, LoneOp>): Promise<void> {
+    const { model } = this.target;
     switch (op.kind) {
       case "read":
         return expectSame(
@@ -270,7 +286,6 @@ class Run {
         return this.#status(op.offset, op.bytes);
       case "flush":
         return this.#image.flush();
-      case "truncate":
       case "reopen":
       case "verify":
         assert.fail(`'${op.kind}' runs alone`);
@@ -282,7 +297,7 @@ class Run {
    * not get smaller. Discarded, it must be.
    */
   async #compressed(offset: number, data: Uint8Array): Promise<void> {
-    const { model } = this.#target;
+    const { model } = this.target;
     if (await this.#hasPlace(offset, data.length)) {
       const error = await this.#image
         .write(offset, data, { compressed: true })
@@ -312,7 +327,7 @@ class Run {
 
   /** What a discarded byte reads as is open: as before, zero, or what lies below; but from now on it stays so. */
   async #adoptDiscarded(offset: number, bytes: number): Promise<void> {
-    const { model, below } = this.#target;
+    const { model, below } = this.target;
     const isFine = (byte: number, i: number) =>
       byte === 0 || byte === model[offset + i] || byte === below?.[offset + i];
     await this.#adopt(offset, bytes, isFine, "a discard");
@@ -332,7 +347,7 @@ class Run {
       -1,
       `offset ${offset + wrong}: 0x${now[wrong]?.toString(16)} can't be after ${after}`,
     );
-    this.#target.model.set(now, offset);
+    this.target.model.set(now, offset);
   }
 
   /** The first write is of the whole range, each other of a part of it. */
@@ -349,7 +364,7 @@ class Run {
 
   /** Block status covers the range, and what it calls zero is. */
   async #status(offset: number, bytes: number): Promise<void> {
-    const { model } = this.#target;
+    const { model } = this.target;
     for (let at = offset; at < offset + bytes; ) {
       const status = await this.#image.blockStatus(at, offset + bytes - at);
       assert.ok(
@@ -365,7 +380,7 @@ class Run {
   }
 
   async verify(): Promise<void> {
-    const { model } = this.#target;
+    const { model } = this.target;
     assert.equal(await this.#image.getLength(), model.length, "length");
     const step = 2 ** 20;
     for (let at = 0; at < model.length; at += step) {
@@ -379,6 +394,10 @@ class Run {
     await Promise.all([...this.#underWay].map(({ done }) => done));
     await this.#image.close();
   }
+}
+
+function isLone(op: Op): op is LoneOp {
+  return Object.hasOwn(loneKinds, op.kind);
 }
 
 function expectSame(got: Uint8Array, wanted: Uint8Array, offset: number): void {
