@@ -59,7 +59,7 @@ export function check(co: Coroutine<"read">, state: Qcow2State, options: CheckOp
  * Called with the driver's lock held, while nothing is being allocated. `atOpen`: refcounts that can't be read are
  * errors to the end; else they are none any more once they have been made anew.
  */
-export async function checkLocked(
+async function checkLocked(
   co: Coroutine<"read">,
   state: Qcow2State,
   options: CheckOptions,
@@ -92,6 +92,19 @@ export async function checkLocked(
   state.l2Cache.clear();
   if (result.checkErrors === 0 && result.corruptions === 0) await markClean(co, state);
   return result;
+}
+
+/** Brings refcounts up to date that were left behind, before anything is written.  @qemu qcow2_do_open */
+export async function repairDirty(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  const { message, warn } = state.environment;
+  const report = message ?? warn;
+  try {
+    const options = { fixLeaks: true, fixErrors: true, report };
+    const { checkErrors } = await checkLocked(co, state, options, true);
+    if (checkErrors > 0) throw new BlockError("EIO");
+  } catch (error) {
+    throw BlockError.wrap("Could not repair dirty image", error);
+  }
 }
 
 /** What is looked at is the file. */

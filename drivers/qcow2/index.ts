@@ -1,6 +1,13 @@
 /** The qcow2 format.  @qemu block/qcow2.c */
 
-import { type FormatDriver, type NodeOps, Req } from "../../src/block/driver.ts";
+import type { Coroutine } from "../../src/block/coroutine.ts";
+import {
+  type FormatDriver,
+  type NodeOps,
+  type ReopenAction,
+  type ReopenRequest,
+  Req,
+} from "../../src/block/driver.ts";
 import { SECTOR_SIZE } from "../../src/block/units.ts";
 import { amend, amendOptions } from "./amend.ts";
 import { checkNewBitmap, removeStoredBitmap } from "./bitmap-store.ts";

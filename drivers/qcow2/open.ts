@@ -6,18 +6,17 @@ import { BlockError } from "../../src/block/errors.ts";
 import type { OpeningNode } from "../../src/block/open.ts";
 import { MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
 import { loadBitmaps } from "./bitmap-load.ts";
-import { checkLocked } from "./check.ts";
+import { repairDirty } from "./check.ts";
 import { prepareCodec } from "./codec.ts";
-import { checkOverlap } from "./corruption.ts";
 import { openCrypto } from "./crypto.ts";
 import { type ParsedHeader, parseHeader, updateHeader } from "./header.ts";
 import { Allocations, Transfers } from "./in-flight.ts";
-import { Autoclear, Compatible, Incompatible } from "./layout.ts";
+import { Autoclear, Incompatible } from "./layout.ts";
 import { Mutex } from "./mutex.ts";
-import { type CacheSizes, cacheSizes, type options, overlapChecks } from "./runtime-options.ts";
+import { makeCaches, runtimeOf, startCleaning } from "./runtime.ts";
+import type { options } from "./runtime-options.ts";
 import { readSnapshots } from "./snapshot-table.ts";
 import type { Qcow2State } from "./state.ts";
-import { TableCache } from "./table-cache.ts";
 
 type Opening = OpeningNode<typeof options>;
 
@@ -78,7 +77,7 @@ async function makeState(
 ): Promise<Qcow2State> {
   const geometry = geometryOf(header);
   const { clusterSize } = geometry;
-  const sizes = cacheSizes(given, header.size, clusterSize, geometry.l2EntryBytes);
+  const runtime = runtimeOf(given, { ...header, ...geometry }, flags.unmap);
   const l1Table = await readTable(
     co,
     file,
@@ -108,47 +107,13 @@ async function makeState(
     refcountTable,
     snapshots,
     snapshotTableBytes: tableBytes,
-    ...makeCaches(file, dataFile, sizes, clusterSize, () => state),
-    passDiscard: {
-      never: false,
-      always: true,
-      request: given["pass-discard-request"] ?? flags.unmap,
-      snapshot: given["pass-discard-snapshot"] ?? true,
-      other: given["pass-discard-other"] ?? false,
-    },
-    useLazyRefcounts: usesLazyRefcounts(given, header),
-    overlapChecks: overlapChecks(given),
+    ...makeCaches(file, dataFile, runtime, clusterSize, () => state),
+    passDiscard: runtime.passDiscard,
+    useLazyRefcounts: runtime.useLazyRefcounts,
+    overlapChecks: runtime.overlapChecks,
   };
+  startCleaning(state, runtime.cleanSeconds);
   return state;
-}
-
-/** Each may write its own kind of tables only. */
-function makeCaches(
-  file: BlockChild,
-  dataFile: BlockChild,
-  sizes: CacheSizes,
-  clusterSize: number,
-  stateOf: () => Qcow2State,
-) {
-  return {
-    l2Cache: new TableCache({
-      file,
-      dataFile,
-      tableBytes: sizes.l2EntryBytes,
-      capacity: sizes.l2Tables,
-      loadEvent: "l2_load",
-      writeEvent: "l2_update",
-      checkWrite: (co, offset, bytes) => checkOverlap(co, stateOf(), offset, bytes, "active L2 table"),
-    }),
-    refcountCache: new TableCache({
-      file,
-      dataFile,
-      tableBytes: clusterSize,
-      capacity: sizes.refcountTables,
-      writeEvent: "refblock_update_part",
-      checkWrite: (co, offset, bytes) => checkOverlap(co, stateOf(), offset, bytes, "refcount block"),
-    }),
-  };
 }
 
 /** What follows from the header's numbers. */
@@ -188,17 +153,8 @@ function emptyRuntime() {
     isBroken: false,
     isCorruptionReported: false,
     metadataPreallocated: undefined,
+    cleaning: undefined,
   };
-}
-
-function usesLazyRefcounts(given: Opening["options"], header: ParsedHeader): boolean {
-  const lazy = given["lazy-refcounts"] ?? (header.compatibleFeatures & Compatible.LazyRefcounts) !== 0n;
-  if (lazy && header.version < 3)
-    throw new BlockError(
-      "EINVAL",
-      "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
-    );
-  return lazy;
 }
 
 async function readTable(
@@ -233,18 +189,5 @@ async function dropUnknown(
     await updateHeader(co, state);
   } catch (error) {
     throw BlockError.wrap("Could not update qcow2 header", error);
-  }
-}
-
-/** Brings refcounts up to date that were left behind, before anything is written.  @qemu qcow2_do_open */
-async function repairDirty(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
-  const { message, warn } = state.environment;
-  const report = message ?? warn;
-  try {
-    const options = { fixLeaks: true, fixErrors: true, report };
-    const { checkErrors } = await checkLocked(co, state, options, true);
-    if (checkErrors > 0) throw new BlockError("EIO");
-  } catch (error) {
-    throw BlockError.wrap("Could not repair dirty image", error);
   }
 }

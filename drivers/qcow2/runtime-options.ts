@@ -7,31 +7,31 @@ import type { MetadataKind } from "./corruption.ts";
 
 export const options = {
   /** Refcounts are brought up to date when the image is closed; meanwhile it is marked dirty. */
-  "lazy-refcounts": { type: "bool" },
+  "lazy-refcounts": { type: "bool", changeable: true },
   /** Tell the file of clusters that a discard of the guest frees. */
-  "pass-discard-request": { type: "bool" },
-  "pass-discard-snapshot": { type: "bool" },
-  "pass-discard-other": { type: "bool" },
+  "pass-discard-request": { type: "bool", changeable: true },
+  "pass-discard-snapshot": { type: "bool", changeable: true },
+  "pass-discard-other": { type: "bool", changeable: true },
   /** none, constant, cached or all. */
-  "overlap-check": { type: "string" },
-  "overlap-check.template": { type: "string" },
-  "overlap-check.main-header": { type: "bool" },
-  "overlap-check.active-l1": { type: "bool" },
-  "overlap-check.active-l2": { type: "bool" },
-  "overlap-check.refcount-table": { type: "bool" },
-  "overlap-check.refcount-block": { type: "bool" },
-  "overlap-check.snapshot-table": { type: "bool" },
-  "overlap-check.inactive-l1": { type: "bool" },
-  "overlap-check.inactive-l2": { type: "bool" },
-  "overlap-check.bitmap-directory": { type: "bool" },
+  "overlap-check": { type: "string", changeable: true },
+  "overlap-check.template": { type: "string", changeable: true },
+  "overlap-check.main-header": { type: "bool", changeable: true },
+  "overlap-check.active-l1": { type: "bool", changeable: true },
+  "overlap-check.active-l2": { type: "bool", changeable: true },
+  "overlap-check.refcount-table": { type: "bool", changeable: true },
+  "overlap-check.refcount-block": { type: "bool", changeable: true },
+  "overlap-check.snapshot-table": { type: "bool", changeable: true },
+  "overlap-check.inactive-l1": { type: "bool", changeable: true },
+  "overlap-check.inactive-l2": { type: "bool", changeable: true },
+  "overlap-check.bitmap-directory": { type: "bool", changeable: true },
   /** Bytes of both metadata caches together. */
-  "cache-size": { type: "size" },
-  "l2-cache-size": { type: "size" },
+  "cache-size": { type: "size", changeable: true },
+  "l2-cache-size": { type: "size", changeable: true },
   /** Bytes of an L2 table that are read and kept as a unit. */
-  "l2-cache-entry-size": { type: "size" },
-  "refcount-cache-size": { type: "size" },
+  "l2-cache-entry-size": { type: "size", changeable: true },
+  "refcount-cache-size": { type: "size", changeable: true },
   /** Seconds after which unused tables are forgotten; 0: never. */
-  "cache-clean-interval": { type: "number" },
+  "cache-clean-interval": { type: "number", changeable: true },
 } as const satisfies OptionTable;
 
 /** The largest L2 cache where nothing is said.  @qemu DEFAULT_L2_CACHE_MAX_SIZE */
@@ -39,7 +39,7 @@ const MAX_DEFAULT_L2_CACHE = 32 * MiB;
 const DEFAULT_L2_CACHE_ENTRY = 64 * KiB;
 const MIN_L2_TABLES = 2;
 const MIN_REFCOUNT_TABLES = 4;
-export const DEFAULT_CLEAN_INTERVAL_SECONDS = 600;
+const DEFAULT_CLEAN_INTERVAL_SECONDS = 600;
 
 export interface CacheSizes {
   readonly l2EntryBytes: number;
@@ -91,6 +91,12 @@ export function cacheSizes(
   const refcountTables = Math.max(Math.floor(refcount / clusterSize), MIN_REFCOUNT_TABLES);
   if (refcountTables > 2 ** 31 - 1) throw new BlockError("EINVAL", "Refcount cache size too big");
   return { l2EntryBytes, l2Tables, refcountTables };
+}
+
+export function cleanIntervalSeconds(given: OptionValues<typeof options>): number {
+  const seconds = given["cache-clean-interval"] ?? DEFAULT_CLEAN_INTERVAL_SECONDS;
+  if (seconds > 2 ** 32 - 1) throw new BlockError("EINVAL", "Cache clean interval too big");
+  return seconds;
 }
 
 /** Which of the image's own tables writes are kept from hitting. */

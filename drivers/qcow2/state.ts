@@ -116,8 +116,9 @@ export interface Qcow2State {
   snapshotTableBytes: number;
   snapshots: Snapshot[];
 
-  readonly l2Cache: TableCache;
-  readonly refcountCache: TableCache;
+  /** Exchanged where options change. */
+  l2Cache: TableCache;
+  refcountCache: TableCache;
   /** Held by whoever reads or changes metadata over an await; never while guest data is moved. */
   readonly lock: Mutex;
   readonly transfers: Transfers;
@@ -137,11 +138,13 @@ export interface Qcow2State {
   discards: { readonly offset: number; readonly bytes: number }[];
   /** Old refcount tables, to be freed when the change that replaced them is through. */
   readonly retiredTables: { readonly offset: number; readonly bytes: number }[];
-  readonly passDiscard: Readonly<Record<DiscardType, boolean>>;
+  passDiscard: Readonly<Record<DiscardType, boolean>>;
   /** Refcounts are only right when the image is closed; meanwhile it is marked dirty. */
   useLazyRefcounts: boolean;
   /** What writes are kept from hitting. */
   overlapChecks: ReadonlySet<MetadataKind>;
+  /** Forgets tables that nobody uses. */
+  cleaning: NodeJS.Timeout | undefined;
   /** Ends when the last compressed cluster that was asked to be written has its host bytes. */
   compressTurn: Promise<void>;
   /** Decompressed clusters, newest last, by their L2 entry as a string. */
