@@ -3,7 +3,7 @@
  * Source: LUKS On-Disk Format Specification 1.2, section 2.4.  @qemu crypto/afsplit.c
  */
 
-import { createHash, randomBytes } from "node:crypto";
+import { hash as digestOf, randomBytes } from "node:crypto";
 import { HASH_BYTES, type HashName } from "./algorithms.ts";
 
 /** `stripes` times the key's length, all of it needed to get the key back. */
@@ -35,12 +35,14 @@ function condense(hash: HashName, split: Uint8Array, keyBytes: number, stripes: 
 /** Each piece of a digest's length becomes the digest of its number and itself. */
 function diffuse(hash: HashName, block: Uint8Array): Uint8Array {
   const output = new Uint8Array(block.length);
-  const number = new DataView(new ArrayBuffer(4));
   const pieceBytes = HASH_BYTES[hash];
+  const input = new Uint8Array(4 + pieceBytes);
+  const number = new DataView(input.buffer);
   for (let at = 0; at < block.length; at += pieceBytes) {
-    number.setUint32(0, at / pieceBytes);
     const piece = block.subarray(at, at + pieceBytes);
-    const digest = createHash(hash).update(new Uint8Array(number.buffer)).update(piece).digest();
+    number.setUint32(0, at / pieceBytes);
+    input.set(piece, 4);
+    const digest = digestOf(hash, input.subarray(0, 4 + piece.length), "buffer");
     output.set(digest.subarray(0, piece.length), at);
   }
   return output;

@@ -97,10 +97,10 @@ async function readHost(
   hostOffset: number,
   iov: IoVector,
 ): Promise<void> {
-  const { dataFile, transfers } = state;
+  const { transfers } = state;
   const epoch = transfers.begin();
   try {
-    if (dataFile.debug) await dataFile.debug.event(co, "read_aio");
+    if (state.file.debug) await state.file.debug.event(co, "read_aio");
     await readData(co, state, guestOffset, hostOffset, iov);
   } finally {
     transfers.end(epoch);

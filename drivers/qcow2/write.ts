@@ -344,6 +344,8 @@ async function fill(co: Coroutine<"read">, state: Qcow2State, plan: Plan, data: 
   const isZero =
     !isAlone &&
     !isHostRange(data) &&
+    // Zeroes in the file are none to the guest of an encrypted image.
+    !state.crypto &&
     readsZero(state, copyStart, writeStart - copyStart) &&
     readsZero(state, writeEnd, copyEnd - writeEnd);
   if (isAlone || (isZero && (await tryZeroes(co, state, hostOf(copyStart), copyEnd - copyStart)))) {
