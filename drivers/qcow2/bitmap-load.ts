@@ -22,22 +22,22 @@ import { updateHeader } from "./header.ts";
 import { Autoclear, BitmapFlag } from "./layout.ts";
 import type { Qcow2State } from "./state.ts";
 
-/** Tables and bits of all bitmaps together: a small file may have tables that all refer to the same clusters. */
-const MAX_LOADED_BYTES = 1024 * MiB;
+/** What tables and bits of all bitmaps may take: those of a small file may all refer to the same clusters. */
+const MAX_LOADED_BYTES = 2048 * MiB;
+/** Bits that are all set take less memory than they would in the file, but some. */
+const ALL_ONES_SHARE = 1 / 64;
 
 /** Throws if the image's bitmaps make no sense: who wants them must not take them for clean. */
 export async function loadBitmaps(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
   if (!state.bitmaps) return;
   const { node } = state;
   const stored = await readBitmapDirectory(co, state, state.bitmaps);
-  let roomBytes = MAX_LOADED_BYTES;
+  const room = { bytes: MAX_LOADED_BYTES };
   for (const entry of stored) {
-    const bitmap = await loadBitmap(co, state, entry);
+    const bitmap = await loadBitmap(co, state, entry, room);
     bitmap.persistent = true;
     bitmap.enabled = (entry.flags & BitmapFlag.Auto) !== 0 && !bitmap.inconsistent;
     bitmap.readOnly = node.readOnly;
-    roomBytes -= bitmap.memoryBytes + entry.tableSize * 8;
-    if (roomBytes < 0) throw BlockError.wrap(cannotRead(entry), new BlockError("ENOMEM"));
   }
   if (!node.readOnly) await markInUse(co, state, stored);
 }
@@ -47,6 +47,7 @@ async function loadBitmap(
   co: Coroutine<"read">,
   state: Qcow2State,
   entry: StoredBitmap,
+  room: { bytes: number },
 ): Promise<DirtyBitmap> {
   const { node } = state;
   const { name, granularityBits } = entry;
@@ -63,15 +64,22 @@ async function loadBitmap(
   }
   const bitmap = createBitmap(node, name, 2 ** granularityBits);
   try {
+    room.bytes -= table.byteLength + memoryFor(table, state.clusterSize);
+    if (room.bytes < 0) throw new BlockError("ENOMEM");
     await loadBits(co, state, bitmap, table);
   } catch (error) {
-    throw BlockError.wrap(cannotRead(entry), error);
+    throw BlockError.wrap(`Could not read bitmap '${name}' from image`, error);
   }
   return bitmap;
 }
 
-function cannotRead({ name }: StoredBitmap): string {
-  return `Could not read bitmap '${name}' from image`;
+function memoryFor(table: Float64Array, clusterSize: number): number {
+  let bytes = 0;
+  for (const offset of table) {
+    if (offset === ALL_ONES) bytes += clusterSize * ALL_ONES_SHARE;
+    else if (offset !== 0) bytes += clusterSize;
+  }
+  return bytes;
 }
 
 /** @qemu load_bitmap_data */

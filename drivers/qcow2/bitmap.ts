@@ -82,7 +82,7 @@ type Entry = ReturnType<typeof BitmapDirectoryEntry.read>;
 function isEntryValid(entry: Entry, { clusterSize, size }: BitmapImage): boolean {
   const { tableOffset, tableSize, flags, type, granularityBits, nameSize } = entry;
   const isPlaced = tableSize > 0 && tableOffset > 0 && isAligned(tableOffset, clusterSize);
-  const isBounded = tableSize <= MAX_BITMAP_TABLE_SIZE && Number.isSafeInteger(tableOffset);
+  const isBounded = tableSize <= MAX_BITMAP_TABLE_SIZE;
   const isKnown = type === DIRTY_TRACKING && (flags & ~(BitmapFlag.InUse | BitmapFlag.Auto)) === 0;
   const isNamed = nameSize <= MAX_NAME_BYTES;
   if (!isPlaced || !isBounded || !isKnown || !isNamed) return false;

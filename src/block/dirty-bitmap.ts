@@ -70,11 +70,6 @@ export class DirtyBitmap {
     return this.#bits.isEmpty;
   }
 
-  /** Bytes of memory that the bits take. */
-  get memoryBytes(): number {
-    return this.#bits.memoryBytes;
-  }
-
   /** What of the range lies behind the end is left out.  @qemu bdrv_set_dirty_bitmap */
   set(offset: number, bytes: number): void {
     const end = Math.min(offset + bytes, this.#bytes);

@@ -27,13 +27,6 @@ export class SparseBits {
     return this.nextSet(0) === undefined;
   }
 
-  /** Bytes of memory, but for small change. */
-  get memoryBytes(): number {
-    let bytes = 0;
-    for (const page of this.#pages.values()) bytes += page === FULL ? 64 : PAGE_BYTES;
-    return bytes;
-  }
-
   set(start: number, end: number): void {
     for (const { index, from, to } of pieces(start, end)) {
       const page = this.#pages.get(index);

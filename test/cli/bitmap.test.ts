@@ -2,7 +2,12 @@
 
 import fs from "node:fs";
 import { test } from "node:test";
-import { BitmapDirectoryEntry, BitmapFlag, ExtensionType } from "../../drivers/qcow2/layout.ts";
+import {
+  BitmapDirectoryEntry,
+  BitmapFlag,
+  BitmapsExtension,
+  ExtensionType,
+} from "../../drivers/qcow2/layout.ts";
 import { missingTool } from "./differential.ts";
 import { Scenario } from "./scenario.ts";
 
@@ -262,13 +267,90 @@ test("bitmaps that can't be stored are lost, and said to be", { skip }, async (t
   }
 });
 
-/** Where the bitmap directory is, by the header extension that names it. */
-function directoryOffset(image: Buffer): number {
+/** What is wrong, as bytes over the directory (of two entries of 32 bytes), the first table, or the header extension. */
+const DAMAGE: readonly (readonly ["directory" | "table" | "extension", offset: number, hex: string])[] = [
+  ["directory", 0, "00000000000c0200"],
+  ["directory", 0, "0000000000000000"],
+  ["directory", 0, "8000000000000000"],
+  ["directory", 8, "00000000"],
+  ["directory", 8, "00000002"],
+  ["directory", 8, "08000001"],
+  ["directory", 12, "00000004"],
+  ["directory", 12, "80000000"],
+  ["directory", 12, "00000007"],
+  ["directory", 16, "02"],
+  ["directory", 17, "08"],
+  ["directory", 17, "20"],
+  ["directory", 17, "1f"],
+  ["directory", 17, "09"],
+  ["directory", 18, "0000"],
+  ["directory", 18, "0008"],
+  ["directory", 18, "0009"],
+  ["directory", 18, "0400"],
+  ["directory", 20, "00000008"],
+  ["directory", 20, "fffffff8"],
+  ["directory", 24, "6331"],
+  ["directory", 12, "0000000302200000"],
+  ["table", 0, "00000000000b0001"],
+  ["table", 0, "01000000000b0000"],
+  ["table", 0, "00000000000b0200"],
+  ["table", 0, "0000000000000001"],
+  ["table", 0, "0000000000000002"],
+  ["table", 0, "8000000000000000"],
+  ["extension", 0, "00000001"],
+  ["extension", 0, "00000003"],
+  ["extension", 0, "00000000"],
+  ["extension", 0, "00010000"],
+  ["extension", 4, "00000001"],
+  ["extension", 8, "0000000000000000"],
+  ["extension", 8, "0000000000000020"],
+  ["extension", 8, "0000000000000038"],
+  ["extension", 8, "0000000000000048"],
+  ["extension", 8, "0000000004000000"],
+  ["extension", 16, "0000000000000200"],
+  ["extension", 16, "0000000000f00000"],
+];
+
+test("damaged bitmaps are refused, or kept, as by qemu-img", { skip }, async (t) => {
+  const story = new Scenario(t);
+  story.given(
+    "qemu-img create -q -f qcow2 base.qcow2 16M",
+    "qemu-img bitmap --add base.qcow2 b0",
+    "qemu-img bitmap --add base.qcow2 c1",
+    "qemu-io -c 'write -q 1M 128k' base.qcow2",
+  );
+  for (const [where, offset, hex] of DAMAGE) {
+    story.change((directory) =>
+      damage(`${directory}/base.qcow2`, `${directory}/a.qcow2`, where, offset, hex),
+    );
+    await story.same("check a.qcow2");
+    await story.same("bitmap --disable a.qcow2 c1", "bitmap --remove a.qcow2 b0", "check a.qcow2");
+  }
+});
+
+function damage(from: string, to: string, where: string, offset: number, hex: string): void {
+  const image = fs.readFileSync(from);
+  const directory = directoryOffset(image);
+  const starts: Readonly<Record<string, number>> = {
+    directory,
+    table: Number(image.readBigUInt64BE(directory)),
+    extension: extensionOffset(image),
+  };
+  image.write(hex, (starts[where] as number) + offset, "hex");
+  fs.writeFileSync(to, image);
+}
+
+/** Of the data of the bitmaps extension. */
+function extensionOffset(image: Buffer): number {
   for (let at = image.readUInt32BE(100); image.readUInt32BE(at) !== 0; ) {
-    if (image.readUInt32BE(at) === ExtensionType.Bitmaps) return Number(image.readBigUInt64BE(at + 24));
+    if (image.readUInt32BE(at) === ExtensionType.Bitmaps) return at + 8;
     at += 8 + Math.ceil(image.readUInt32BE(at + 4) / 8) * 8;
   }
   throw new Error("no bitmaps");
+}
+
+function directoryOffset(image: Buffer): number {
+  return Number(image.readBigUInt64BE(extensionOffset(image) + BitmapsExtension.offsetOf.directoryOffset));
 }
 
 /** Sets the flags of the bitmap whose entry begins `entryOffset` bytes into the directory. */

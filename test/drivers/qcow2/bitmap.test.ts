@@ -212,6 +212,36 @@ describe("an image with bitmaps", { skip }, () => {
     assert.deepEqual(theirExtents(filename, "b"), [{ offset: 0, bytes: 65536 }]);
   });
 
+  it("goes on marking where it could not be made read-only", async (test) => {
+    const filename = path.join(tempDir(test), "image.qcow2");
+    mustRun("qemu-img", ["create", "-q", "-f", "qcow2", filename, "1M"]);
+    mustRun("qemu-img", ["bitmap", "--add", "-g", "512", filename, "b"]);
+    const memory = memoryDriver(test, "stubborn", 0, () => ({
+      reopen: async () => {
+        throw new BlockError("EACCES");
+      },
+    }));
+    memory.data = new Uint8Array(fs.readFileSync(filename));
+    const image = await openBackend({ driver: "qcow2", file: { driver: "stubborn" } });
+    await image.write(0, new Uint8Array(1));
+    await assert.rejects(image.reopen({ readOnly: true }), { errno: "EACCES" });
+    await image.write(4096, new Uint8Array(1));
+    // As a cut would leave it.
+    fs.writeFileSync(filename, memory.data);
+    const left = await openFile(filename, true);
+    assert.deepEqual(
+      left.bitmaps.list().map(({ inconsistent }) => inconsistent),
+      [true],
+    );
+    await left.close();
+    await image.close();
+    fs.writeFileSync(filename, memory.data);
+    assert.deepEqual(theirExtents(filename, "b"), [
+      { offset: 0, bytes: 512 },
+      { offset: 4096, bytes: 512 },
+    ]);
+  });
+
   it("can't be made writable where the file can't say that they are in use", async (test) => {
     const filename = path.join(tempDir(test), "image.qcow2");
     mustRun("qemu-img", ["create", "-q", "-f", "qcow2", filename, "1M"]);
@@ -295,6 +325,14 @@ async function checkBitmaps(data: Uint8Array, baselines: Baselines, what: string
   const ends: (() => void | Promise<void>)[] = [];
   const memory = memoryDriver({ after: (fn) => ends.push(fn) }, "replayed", 0);
   memory.data = data;
+  try {
+    return await checkOpened(baselines, what);
+  } finally {
+    for (const end of ends) await end();
+  }
+}
+
+async function checkOpened(baselines: Baselines, what: string): Promise<number> {
   const image = await openBackend(
     { driver: "qcow2", file: { driver: "replayed" } },
     { flags: { readOnly: true } },
@@ -311,7 +349,6 @@ async function checkBitmaps(data: Uint8Array, baselines: Baselines, what: string
     assert.equal(missed, -1, `${what}: byte ${missed} has changed, and ${name} says that it is clean`);
   }
   await image.close();
-  for (const end of ends) await end();
   return consistent;
 }
 
@@ -376,3 +413,40 @@ function armFault(memory: Memory, failAt: number, lasting: number): () => boolea
   };
   return () => count >= failAt;
 }
+
+describe("bitmaps of a hostile image", { skip }, () => {
+  it("take no more memory and time than is bounded, though a small file names many", async (test) => {
+    const filename = path.join(tempDir(test), "image.qcow2");
+    mustRun("qemu-img", ["create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", filename, "2T"]);
+    mustRun("qemu-img", ["bitmap", "--add", "-g", "512", filename, "b"]);
+    const memory = memoryDriver(test, "hostile", 0);
+    memory.data = new Uint8Array(fs.readFileSync(filename));
+    const view = new DataView(memory.data.buffer);
+    const at = memory.data.length - 32;
+    const table = Number(view.getBigUint64(at));
+    // All its 256 clusters are one and the same, and it is there 1000 times.
+    for (let index = 0; index < view.getUint32(at + 8); index++)
+      view.setBigUint64(table + index * 8, BigInt(table));
+    const entry = memory.data.slice(at);
+    const data = new Uint8Array(at + 1000 * 32);
+    data.set(memory.data.subarray(0, at));
+    for (let count = 0; count < 1000; count++) {
+      data.set(entry, at + count * 32);
+      data.set(Buffer.from(`b${count}`.padEnd(8)), at + count * 32 + 24);
+      data[at + count * 32 + 19] = 8;
+    }
+    const extension = Buffer.from(data.buffer).indexOf("2385287500000018", 0, "hex") + 8;
+    new DataView(data.buffer).setUint32(extension, 1000);
+    new DataView(data.buffer).setBigUint64(extension + 8, 32_000n);
+    memory.data = data;
+    let reads = 0;
+    memory.hook = (op) => {
+      if (op === "pread") reads++;
+    };
+    await assert.rejects(
+      openBackend({ driver: "qcow2", file: { driver: "hostile" } }, { flags: { readOnly: true } }),
+      { errno: "ENOMEM", message: "Could not read bitmap 'b3      ' from image: Cannot allocate memory" },
+    );
+    assert.ok(reads < 900, String(reads));
+  });
+});
