@@ -63,6 +63,7 @@ test("bitmap: what is refused", { skip }, async (t) => {
   const long = "n".repeat(1024);
   story.given(
     "qemu-img create -q -f qcow2 b.qcow2 16M",
+    "qemu-img create -q -f qcow2 p.qcow2 16M",
     "qemu-img create -q -f qcow2 -o cluster_size=2M huge.qcow2 4P",
     "qemu-img create -q -f qcow2 half.qcow2 8M",
     "qemu-img create -q -f qcow2 -o compat=0.10 v2.qcow2 16M",
@@ -87,20 +88,19 @@ test("bitmap: what is refused", { skip }, async (t) => {
     "bitmap --merge x -F raw b.qcow2 x",
     "bitmap --add -g b.qcow2 x",
     ...["100", "256", "abc", "4G", "0", "-1", "3k", "1.5k"].map(
-      (size) => `bitmap --add -g ${size} b.qcow2 y`,
+      (size) => `bitmap --add -g ${size} p.qcow2 y${size}`,
     ),
     "bitmap --add -g 6G b.qcow2 y6",
     "bitmap --add -g 4294967808 b.qcow2 y512",
-    "info b.qcow2",
     ...["--clear", "--remove", "--enable", "--disable", "--merge src", "--merge x"].map(
-      (action) => `bitmap ${action} b.qcow2 nope`,
+      (action) => `bitmap ${action} p.qcow2 nope`,
     ),
     "bitmap --add b.qcow2 x",
     "bitmap --add --add b.qcow2 twice",
     "bitmap --merge src b.qcow2 x",
     "bitmap --merge x b.qcow2 x",
-    "bitmap --add b.qcow2 ''",
-    `bitmap --add b.qcow2 ${long}`,
+    "bitmap --add p.qcow2 ''",
+    `bitmap --add p.qcow2 ${long}`,
     `bitmap --add b.qcow2 ${long.slice(1)}`,
     `bitmap --add huge.qcow2 ${long}`,
     "bitmap --add -g 512k huge.qcow2 x",
@@ -122,6 +122,7 @@ test("bitmap: what is refused", { skip }, async (t) => {
     "bitmap --add --image-opts driver=raw,file.driver=qcow2,file.file.filename=b.qcow2 x",
     "bitmap --disable --image-opts driver=qcow2,file.filename=b.qcow2 x",
     "info b.qcow2",
+    "info p.qcow2",
   );
 });
 
@@ -323,8 +324,7 @@ test("damaged bitmaps are refused, or kept, as by qemu-img", { skip }, async (t)
     story.change((directory) =>
       damage(`${directory}/base.qcow2`, `${directory}/a.qcow2`, where, offset, hex),
     );
-    await story.same("check a.qcow2");
-    await story.same("bitmap --disable a.qcow2 c1", "bitmap --remove a.qcow2 b0", "check a.qcow2");
+    await story.same("bitmap --disable --remove a.qcow2 b0", "check a.qcow2");
   }
 });
 
