@@ -123,15 +123,15 @@ function checkSlot({ slots, keyBytes, payloadSectors }: LuksHeader, index: numbe
     throw invalid(`Keyslot ${index} is overlapping with the LUKS header`);
   if (end > payloadSectors) throw invalid(`Keyslot ${index} is overlapping with the encrypted payload`);
   for (let other = index + 1; other < slots.length; other++) {
-    const otherStart = (slots[other] as KeySlot).keySectors;
-    if (start < otherStart + materialSectors(keyBytes) && otherStart < end)
+    const { keySectors, stripes } = slots[other] as KeySlot;
+    if (start < keySectors + materialSectors(keyBytes, stripes) && keySectors < end)
       throw invalid(`Keyslots ${index} and ${other} are overlapping in the header`);
   }
 }
 
 /** Sectors that are set aside for the split master key of a slot. */
-function materialSectors(keyBytes: number): number {
-  return alignUp(keyBytes * STRIPES, HEADER_AREA_BYTES) / SECTOR_SIZE;
+function materialSectors(keyBytes: number, stripes = STRIPES): number {
+  return alignUp(keyBytes * stripes, HEADER_AREA_BYTES) / SECTOR_SIZE;
 }
 
 /** Bytes of a slot's split master key, in whole sectors. */
