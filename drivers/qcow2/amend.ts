@@ -8,6 +8,7 @@ import type { OptionValues } from "../../src/block/options.ts";
 import { isPowerOfTwo } from "../../src/block/units.ts";
 import { checkUsable } from "./corruption.ts";
 import { createOptions, VERSIONS } from "./create-options.ts";
+import { amendEncryption, checkHasKeys } from "./crypto.ts";
 import { markClean } from "./inactivate.ts";
 import { Autoclear, Compatible } from "./layout.ts";
 import { changeRefcountWidth, type OnProgress } from "./refcount-width.ts";
@@ -40,15 +41,20 @@ type AmendOptions = typeof amendOptions;
 export async function amend(
   co: Coroutine<"read">,
   state: Qcow2State,
-  { options, onProgress }: AmendRequest<AmendOptions>,
+  request: AmendRequest<AmendOptions>,
 ): Promise<void> {
+  const { options, onProgress } = request;
   checkUsable(state);
+  const changesKeys = Object.keys(options).some((key) => key.startsWith("encrypt."));
+  if (changesKeys) checkHasKeys(state);
   const { version, refcountBits } = checkOptions(state, options);
   const isWidthNew = refcountBits !== state.refcountBits;
-  const operations = Number(version !== state.version) + Number(isWidthNew);
+  // The change of keys counts, but tells of no progress.
+  const operations = Number(version !== state.version) + Number(isWidthNew) + Number(changesKeys);
   const beginOperation = joinProgress(operations, onProgress);
   const { lock } = state;
   if (version > state.version) await lock.run(() => upgrade(co, state, beginOperation()));
+  if (changesKeys) await lock.run(() => amendEncryption(co, state, request));
   if (isWidthNew) {
     if (version < 3 && refcountBits !== 16)
       throw invalid(
@@ -71,8 +77,6 @@ function checkOptions(
   state: Qcow2State,
   options: OptionValues<AmendOptions>,
 ): { readonly version: number; readonly refcountBits: number } {
-  if (Object.keys(options).some((key) => key.startsWith("encrypt.")))
-    throw invalid("Can't amend encryption options - encryption not present");
   const { compat, data_file, data_file_raw, refcount_bits: refcountBits = state.refcountBits } = options;
   const version = compat === undefined ? state.version : VERSIONS[compat];
   if (version === undefined) throw invalid(`Unknown compatibility level ${compat}`);

@@ -176,14 +176,19 @@ export function cryptoInfo({ crypto }: Qcow2State): { readonly encrypt?: InfoVal
   return { encrypt: luks ? luksInfo(luks.volume, { format }) : { format } };
 }
 
+/** Refuses a change of key slots where there are none. */
+export function checkHasKeys({ crypto }: Qcow2State): void {
+  if (!crypto) throw invalid("Can't amend encryption options - encryption not present");
+  if (!crypto.luks) throw new BlockError("ENOTSUP", "Only LUKS encryption options can be amended");
+}
+
 /** Changes key slots by those of `options` that begin with "encrypt.".  @qemu qcow2_amend_options */
 export async function amendEncryption(
   co: Coroutine<"read">,
   { crypto }: Qcow2State,
   { options, force, environment }: AmendRequest<OptionTable>,
 ): Promise<void> {
-  if (!crypto) throw invalid("Can't amend encryption options - encryption not present");
-  if (!crypto.luks) throw new BlockError("ENOTSUP", "Only LUKS encryption options can be amended");
+  assert(crypto?.luks !== undefined, "amendEncryption comes after checkHasKeys");
   const given = new Map(
     Object.entries(options).flatMap(([key, value]) =>
       key.startsWith("encrypt.") && value !== undefined ? [[key.slice("encrypt.".length), value]] : [],
