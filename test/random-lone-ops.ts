@@ -7,6 +7,7 @@ import assert from "node:assert/strict";
 import type { BlockBackend } from "../src/block/backend.ts";
 import { BlockError } from "../src/block/errors.ts";
 import { createSnapshot, deleteSnapshot, gotoSnapshot, loadSnapshot } from "../src/block/snapshot.ts";
+import { type BitmapOp, bitmapKinds, resizeBitmaps } from "./random-bitmaps.ts";
 import type { OpsProfile, OpsTarget } from "./random-ops.ts";
 import type { Random } from "./support/random.ts";
 
@@ -16,7 +17,8 @@ export type LoneOp =
   | { readonly kind: "goto"; readonly name: string }
   | { readonly kind: "delete"; readonly name: string }
   /** Reads what every snapshot holds. */
-  | { readonly kind: "snapshots" };
+  | { readonly kind: "snapshots" }
+  | BitmapOp;
 
 /** What will be when the steps made so far have run, as far as it can be known. */
 export interface Outlook {
@@ -64,9 +66,10 @@ export const loneKinds: {
       if (profile.v2 && snapshotsOf(target).size > 0)
         return assert.rejects(image.truncate(bytes), (error) => hasErrno(error, "ENOTSUP"));
       await image.truncate(bytes);
-      const { model } = target;
-      target.model = new Uint8Array(bytes);
-      target.model.set(model.subarray(0, bytes));
+      const resized = new Uint8Array(bytes);
+      resized.set(target.model.subarray(0, bytes));
+      resizeBitmaps(target, resized);
+      target.model = resized;
       assert.equal(await image.getLength(), bytes, "length after truncate");
     },
   },
@@ -101,6 +104,11 @@ export const loneKinds: {
     async run({ image, target, profile }, { name }) {
       const content = snapshotsOf(target).get(name);
       if (!content) return;
+      if (target.bitmaps && target.bitmaps.size > 0)
+        return assert.rejects(
+          image.context.run((main) => gotoSnapshot(main, image.node, name)),
+          (error) => hasErrno(error, "EBUSY"),
+        );
       const isDone = await succeeds(
         profile,
         image.context.run((main) => gotoSnapshot(main, image.node, name)),
@@ -131,6 +139,8 @@ export const loneKinds: {
     make: () => ({ kind: "snapshots" }),
     run: (run) => run.closed(() => verifySnapshots(run.target)),
   },
+
+  ...bitmapKinds,
 };
 
 function snapshotsOf({ snapshots }: OpsTarget): Map<string, Uint8Array> {

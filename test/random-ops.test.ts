@@ -34,6 +34,7 @@ interface Layer {
   readonly compressed?: boolean;
   readonly resize?: boolean;
   readonly snapshots?: boolean | "overflow";
+  readonly bitmaps?: boolean;
   readonly v2?: boolean;
   /** What stands between the format and its file: options of blkdebug. */
   readonly blkdebug?: NestedOptions;
@@ -52,7 +53,17 @@ function qcow2(clusterSize: number, options = "", more: Partial<Layer> = {}): La
   const all = [`cluster_size=${clusterSize}`, options].filter(Boolean).join(",");
   const size = Math.min(Math.max(clusterSize * 48, MiB), 12 * MiB) + 512;
   const v2 = options.includes("compat=0.10");
-  return { format: "qcow2", options: all, size, clusterSize, compressed: true, snapshots: true, v2, ...more };
+  return {
+    format: "qcow2",
+    options: all,
+    size,
+    clusterSize,
+    compressed: true,
+    snapshots: true,
+    bitmaps: !v2,
+    v2,
+    ...more,
+  };
 }
 
 const VARIANTS: readonly Variant[] = [
@@ -150,6 +161,7 @@ async function runVariant(
       model,
       below: below?.model,
       snapshots: new Map(),
+      bitmaps: new Map(),
       open: () => open(false),
       openReadOnly: () => open(true),
     };

@@ -7,6 +7,7 @@
 import assert from "node:assert/strict";
 import type { BlockBackend } from "../src/block/backend.ts";
 import { BlockError } from "../src/block/errors.ts";
+import { type BitmapModel, verifyBitmaps } from "./random-bitmaps.ts";
 import { type LoneKind, type LoneOp, type LoneRun, loneKinds, type Outlook } from "./random-lone-ops.ts";
 import { type Random, random } from "./support/random.ts";
 
@@ -42,6 +43,8 @@ export interface OpsProfile {
   readonly resize: boolean;
   /** Internal snapshots; "overflow": refcounts are so narrow that one may be refused. */
   readonly snapshots?: boolean | "overflow";
+  /** Dirty bitmaps that are stored. */
+  readonly bitmaps?: boolean;
   /** Version 2 of qcow2: the size stays while there are snapshots. */
   readonly v2?: boolean;
 }
@@ -56,6 +59,8 @@ export interface OpsTarget {
   readonly below?: Uint8Array | undefined;
   /** Internal snapshots by their names: what each holds. Kept by the run. */
   readonly snapshots?: Map<string, Uint8Array>;
+  /** Dirty bitmaps by their names: what each must know. Kept by the run. */
+  readonly bitmaps?: Map<string, BitmapModel>;
 }
 
 /** How many operations are under way at most. */
@@ -388,6 +393,7 @@ class Run implements LoneRun {
       expectSame(await this.#image.read(at, bytes), model.subarray(at, at + bytes), at);
     }
     await this.#status(0, model.length);
+    await verifyBitmaps(this.#image, this.target);
   }
 
   async close(): Promise<void> {
