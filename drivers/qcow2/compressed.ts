@@ -178,6 +178,8 @@ function reserve(
     const { slice, index } = await sliceFor(co, state, guestOffset);
     if (hasHostData(state, readEntry(state, slice, index))) throw new BlockError("EIO");
     const hostOffset = await allocateBytes(co, state, bytes);
+    // QEMU sets the entry here, before there is any data.
+    if (state.file.debug) await state.file.debug.event(co, "l2_update_compressed");
     return { allocation: state.allocations.begin(guestOffset, end), hostOffset };
   });
 }
@@ -193,7 +195,6 @@ function link(
     checkUsable(state);
     await ensureL2(co, state, guestOffset);
     if (!state.useLazyRefcounts) await state.l2Cache.setDependency(co, state.refcountCache);
-    if (state.file.debug) await state.file.debug.event(co, "l2_update_compressed");
     const { slice, index } = await sliceFor(co, state, guestOffset);
     const old = readEntry(state, slice, index);
     const [high, low] = compressedEntry(hostOffset, bytes, state.clusterBits);

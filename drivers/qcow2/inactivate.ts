@@ -35,8 +35,8 @@ export async function inactivate(co: Coroutine<"none">, state: Qcow2State): Prom
         storeBitmaps(reader, state),
       );
       const lost = failures.length;
-      await attempt("Failed to flush the L2 table cache", () => state.l2Cache.write(reader));
-      await attempt("Failed to flush the refcount block cache", () => state.refcountCache.write(reader));
+      await attempt("Failed to flush the L2 table cache", () => state.l2Cache.flush(reader));
+      await attempt("Failed to flush the refcount block cache", () => state.refcountCache.flush(reader));
       if (failures.length > lost) return;
       await settleFreed(reader, state);
       await markClean(reader, state);

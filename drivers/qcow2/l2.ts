@@ -70,16 +70,12 @@ export async function ensureL2(co: Coroutine<"read">, state: Qcow2State, guestOf
       `L2 table offset ${hex(old)} unaligned (L1 index: ${hex(l1Index)})`,
     );
   if (old !== 0 && isCopied(state.l1Table, l1Index)) return;
-  const { clusterSize, file } = state;
+  const { clusterSize } = state;
   const offset = await allocateClusters(co, state, clusterSize, "L2 table");
-  let content: Uint8Array<ArrayBuffer>;
   let isWritten = false;
   try {
-    content = await newTableContent(co, state, old);
-    if (file.debug) await file.debug.event(co, "l2_alloc_write");
-    await checkOverlap(co, state, offset, clusterSize);
-    await file.pwrite(co, offset, content);
     await state.refcountCache.flush(co);
+    await makeTable(co, state, old, offset);
     isWritten = true;
     await writeL1Entry(co, state, l1Index, offset);
   } catch (error) {
@@ -89,22 +85,26 @@ export async function ensureL2(co: Coroutine<"read">, state: Qcow2State, guestOf
   }
   noteMoved(state, "l2Tables", old, offset);
   if (old !== 0) await freeClusters(co, state, old, clusterSize, "other");
-  const { sliceOffset } = placeOf(state, offset, guestOffset);
-  const start = sliceOffset - offset;
-  await state.l2Cache.put(co, sliceOffset, content.slice(start, start + state.l2Cache.tableBytes));
 }
 
-async function newTableContent(
+/** Writes a new table at `offset`: a copy of the one at `old`, or an empty one where that is 0. */
+async function makeTable(
   co: Coroutine<"read">,
-  state: Qcow2State,
+  { l2Cache, file, clusterSize }: Qcow2State,
   old: number,
-): Promise<Uint8Array<ArrayBuffer>> {
-  const content = new Uint8Array(state.clusterSize);
-  if (old === 0) return content;
-  await state.l2Cache.write(co);
-  if (state.file.debug) await state.file.debug.event(co, "l2_alloc_cow_read");
-  await state.file.pread(co, old, content);
-  return content;
+  offset: number,
+): Promise<void> {
+  for (let start = 0; start < clusterSize; start += l2Cache.tableBytes) {
+    const content = new Uint8Array(l2Cache.tableBytes);
+    if (old !== 0) {
+      if (file.debug) await file.debug.event(co, "l2_alloc_cow_read");
+      const { view } = await l2Cache.load(co, old + start);
+      content.set(new Uint8Array(view.buffer, view.byteOffset, view.byteLength));
+    }
+    if (file.debug) await file.debug.event(co, "l2_alloc_write");
+    (await l2Cache.put(co, offset + start, content)).markDirty(0, content.length);
+  }
+  await l2Cache.flush(co);
 }
 
 async function writeL1Entry(
@@ -166,20 +166,18 @@ export async function growL1(
   const offset = await allocateClusters(co, state, bytes, "L1 table");
   let isActivated = false;
   try {
-    if (file.debug) await file.debug.event(co, "l1_grow_write_table");
-    await checkOverlap(co, state, offset, bytes);
-    await file.pwrite(co, offset, content);
     await state.refcountCache.flush(co);
+    await checkOverlap(co, state, offset, bytes);
+    if (file.debug) await file.debug.event(co, "l1_grow_write_table");
+    await file.pwrite(co, offset, content);
+    await file.flush(co);
     if (file.debug) await file.debug.event(co, "l1_grow_activate_table");
-    const pointer = new Uint8Array(12);
-    const view = new DataView(pointer.buffer);
-    u32.write(view, 0, entries, false);
-    u64.write(view, 4, offset, false);
     isActivated = true;
-    await file.pwrite(co, HeaderV2.offsetOf.l1Size, pointer);
+    await writeL1Pointer(co, state, entries, offset);
     await file.flush(co);
   } catch (error) {
-    if (!isActivated) await freeClusters(co, state, offset, bytes, "other");
+    if (!isActivated || (await restoreL1Pointer(co, state)))
+      await freeClusters(co, state, offset, bytes, "other");
     throw error;
   }
   const oldOffset = state.l1TableOffset;
@@ -188,6 +186,31 @@ export async function growL1(
   state.l1TableOffset = offset;
   state.l1Size = entries;
   await freeClusters(co, state, oldOffset, oldBytes, "other");
+}
+
+/** Size and place of the L1 table, in the header. */
+function writeL1Pointer(
+  co: Coroutine<"read">,
+  { file }: Qcow2State,
+  entries: number,
+  hostOffset: number,
+): Promise<void> {
+  const pointer = new Uint8Array(12);
+  const view = new DataView(pointer.buffer);
+  u32.write(view, 0, entries, false);
+  u64.write(view, 4, hostOffset, false);
+  return file.pwrite(co, HeaderV2.offsetOf.l1Size, pointer);
+}
+
+/** As for an entry: unless the old pointer is there for sure, the new table is better lost than used twice. */
+async function restoreL1Pointer(co: Coroutine<"read">, state: Qcow2State): Promise<boolean> {
+  try {
+    await writeL1Pointer(co, state, state.l1Size, state.l1TableOffset);
+    return true;
+  } catch (error) {
+    if (error instanceof BlockError) return false;
+    throw error;
+  }
 }
 
 /** The slice with the entry for a guest offset, to be changed before the next await. `ensureL2` has been called. */

@@ -22,7 +22,6 @@ export async function addRefblock(
   tableIndex: number,
 ): Promise<Table> {
   const { file, clusterSize, refcountCache } = state;
-  if (file.debug) await file.debug.event(co, "refblock_alloc");
   if (tableIndex * 8 >= state.refcountTable.byteLength) await growRefcountTable(co, state, tableIndex);
   const entries = refblockEntries(state);
   const own = await findFreeClusters(co, state, 1);
@@ -43,6 +42,7 @@ export async function addRefblock(
     return refcountCache.load(co, made);
   }
   if (file.debug) await file.debug.event(co, "refblock_alloc_write");
+  if (file.debug) await file.debug.event(co, "refblock_update_part");
   await checkOverlap(co, state, offset, clusterSize);
   await file.pwrite(co, offset, content);
   await file.flush(co);
@@ -93,11 +93,22 @@ async function growRefcountTable(
   if (file.debug) await file.debug.event(co, "refblock_alloc_write_table");
   await file.pwrite(co, tableStart, new Uint8Array(table.buffer));
   await file.flush(co);
+  await switchRefcountTable(co, state, table, tableStart);
+}
 
+/** Makes a table that has been written, and is stable, the image's. */
+export async function switchRefcountTable(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  table: DataView<ArrayBuffer>,
+  hostOffset: number,
+): Promise<void> {
+  const { file, clusterSize } = state;
+  const tableClusters = table.byteLength / clusterSize;
   if (file.debug) await file.debug.event(co, "refblock_alloc_switch_table");
   const pointer = new Uint8Array(12);
   const view = new DataView(pointer.buffer);
-  u64.write(view, 0, tableStart, false);
+  u64.write(view, 0, hostOffset, false);
   u32.write(view, 8, tableClusters, false);
   await file.pwrite(co, HeaderV2.offsetOf.refcountTableOffset, pointer);
   await file.flush(co);
@@ -107,7 +118,7 @@ async function growRefcountTable(
     bytes: state.refcountTableClusters * clusterSize,
   });
   state.refcountTable = table;
-  state.refcountTableOffset = tableStart;
+  state.refcountTableOffset = hostOffset;
   state.refcountTableClusters = tableClusters;
   state.metadataIndex = undefined;
 }

@@ -50,8 +50,8 @@ export interface TableCacheOptions {
   readonly tableBytes: number;
   /** Tables that may be held. */
   readonly capacity: number;
-  /** The blkdebug event of reading one. */
-  readonly loadEvent: string;
+  /** The blkdebug event of reading one, if there is any. */
+  readonly loadEvent?: string;
   /** That of writing one. */
   readonly writeEvent: string;
   /** Throws if a table must not be written there. */
@@ -98,7 +98,7 @@ export class TableCache {
     const { file, loadEvent } = this.#options;
     if (this.#tables.size >= this.capacity) await this.#makeRoom(co);
     const buffer = new Uint8Array(this.tableBytes);
-    if (file.debug) await file.debug.event(co, loadEvent);
+    if (file.debug && loadEvent !== undefined) await file.debug.event(co, loadEvent);
     await file.pread(co, offset, buffer);
     return this.#insert(offset, buffer);
   }

@@ -13,20 +13,22 @@ export function vmStateOffset(state: Qcow2State): number {
   return alignUp(state.size, l2Coverage(state));
 }
 
-export function saveVmState(
+export async function saveVmState(
   co: Coroutine<"read">,
   state: Qcow2State,
   offset: number,
   iov: IoVector,
 ): Promise<void> {
-  return pwrite(co, state, vmStateOffset(state) + offset, iov);
+  if (state.file.debug) await state.file.debug.event(co, "vmstate_save");
+  await pwrite(co, state, vmStateOffset(state) + offset, iov);
 }
 
-export function loadVmState(
+export async function loadVmState(
   co: Coroutine<"read">,
   state: Qcow2State,
   offset: number,
   iov: IoVector,
 ): Promise<void> {
-  return pread(co, state, vmStateOffset(state) + offset, iov);
+  if (state.file.debug) await state.file.debug.event(co, "vmstate_load");
+  await pread(co, state, vmStateOffset(state) + offset, iov);
 }
