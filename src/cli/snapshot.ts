@@ -52,20 +52,18 @@ function parse(args: Getopt, context: CliContext): SnapshotArguments {
   let snapshot = "";
   let imageOpts = false;
   let forceShare = false;
-  const objects: string[] = [];
   for (const { name, value } of args) {
     const asked = ACTIONS.find((each) => each === name);
     if (asked) {
       if (action) throw new UsageError("Cannot mix '-l', '-a', '-c', '-d'");
       action = asked;
       snapshot = value;
-    } else if (name === "object") objects.push(value);
+    } else if (name === "object") defineObject(value, context);
     else if (name === "image-opts") imageOpts = true;
     else if (name === "force-share") forceShare = true;
   }
   const [filename, ...more] = args.operands;
   if (filename === undefined || more.length > 0) throw new UsageError("Expecting one image file name");
-  for (const definition of objects) defineObject(definition, context);
   return { filename, action, snapshot, imageOpts, forceShare };
 }
 
