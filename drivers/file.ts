@@ -141,7 +141,7 @@ async function openFile(
   const { filename } = options;
   if (!filename) throw new BlockError("EINVAL", "The 'file' block driver requires a file name");
   node.exactFilename = filename;
-  const { direct } = node.flags;
+  const { direct, nativeAio } = node.flags;
   let fd: number;
   try {
     fd = openDescriptor(filename, node.readOnly, direct);
@@ -152,6 +152,12 @@ async function openFile(
     fd = openDescriptor(filename, true, direct);
   }
   try {
+    // The thread pool does it all; but who asks for native AIO learns of a mistake in the cache mode.
+    if ((options.aio === "native" || nativeAio) && !direct)
+      throw new BlockError(
+        "EINVAL",
+        "aio=native was specified, but it requires cache.direct=on, which was not specified.",
+      );
     const stat = fs.fstatSync(fd);
     const isDevice = stat.isBlockDevice() || stat.isCharacterDevice();
     if (driver === "file" && !stat.isFile())

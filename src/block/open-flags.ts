@@ -14,6 +14,8 @@ export interface OpenFlags {
   readonly direct: boolean;
   /** Flushes need not reach the disk (`cache.no-flush`).  @qemu BDRV_O_NO_FLUSH */
   readonly noFlush: boolean;
+  /** Linux' own asynchronous I/O is asked for, which needs `direct`; the thread pool does it all the same.  @qemu BDRV_O_NATIVE_AIO */
+  readonly nativeAio: boolean;
   /** Discards are passed down (`discard=unmap`).  @qemu BDRV_O_UNMAP */
   readonly unmap: boolean;
   readonly detectZeroes: "off" | "on" | "unmap";
@@ -29,6 +31,7 @@ export const DEFAULT_FLAGS: OpenFlags = {
   forceShare: false,
   direct: false,
   noFlush: false,
+  nativeAio: false,
   unmap: false,
   detectZeroes: "off",
   check: false,

@@ -6,7 +6,15 @@
 import { assertCanWait, type MainLoop } from "./aio-context.ts";
 import { BlockChild, type ChildRole, Perm } from "./child.ts";
 import { type Coroutine, coWrapperMixedUnlocked, graphRdlock } from "./coroutine.ts";
-import { allDrivers, type BlockDriver, findDriver, foreignFormats, type NodeOps } from "./driver.ts";
+import {
+  allDrivers,
+  type BlockDriver,
+  type DriverEntry,
+  findDriver,
+  foreignFormats,
+  loadDriver,
+  type NodeOps,
+} from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
 import { fullBackingFilename, protocolPrefix, refreshFilename } from "./filename.ts";
 import { attachChild, refNode, refreshLimits, unrefNode } from "./graph.ts";
@@ -131,7 +139,7 @@ export async function openNode(
   request: OpenRequest,
 ): Promise<BlockNode> {
   const opening = await prepareOpen(caller, request);
-  const { node, options, environment } = opening;
+  const { node, options } = opening;
   try {
     await openDriver(caller, node, opening.handle);
     refreshFilename(node);
@@ -140,7 +148,10 @@ export async function openNode(
     checkLeftOver(node.driver, options);
     return node;
   } catch (error) {
-    await unrefNode(caller, node).catch((closing: unknown) => environment.warn(String(closing)));
+    await unrefNode(caller, node).catch((closing: unknown) => {
+      // Why it can't be opened says more than what could not be flushed.
+      if (!(closing instanceof BlockError)) throw closing;
+    });
     throw error;
   }
 }
@@ -192,8 +203,8 @@ async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRe
     filename = undefined;
   }
   const flags = takeFlags(options, request.flags);
-  let driver = fillOptions(filename, options, request.protocol ?? false);
-  const backing = takeBackingChoice(options, flags);
+  let driver = await fillOptions(filename, options, request.protocol ?? false);
+  const backing = takeBackingChoice(options, flags, request.environment);
   let file: BlockNode | undefined;
   if (!driver || !isProtocol(driver)) {
     file = await openFileNode(caller, filename, options, flags, driver, request);
@@ -248,24 +259,29 @@ function parseDetectZeroes(value: string | undefined): OpenFlags["detectZeroes"]
 }
 
 /** Whether a `backing` is to be opened: "" and null say no. */
-function takeBackingChoice(options: Options, flags: OpenFlags): "none" | "default" {
+function takeBackingChoice(
+  options: Options,
+  flags: OpenFlags,
+  { warn }: OpenEnvironment,
+): "none" | "default" {
   if (!options.has("backing")) return flags.noBacking ? "none" : "default";
   const value = options.get("backing");
   if (value !== null && value !== "") return "default";
+  if (value === "") warn('Use of "backing": "" is deprecated; use "backing": null instead');
   options.delete("backing");
   return "none";
 }
 
 /** Finds the driver by `driver=` or the filename's prefix, and lets a protocol make options of the filename.  @qemu bdrv_fill_options */
-function fillOptions(
+async function fillOptions(
   filename: string | undefined,
   options: Options,
   protocol: boolean,
-): BlockDriver | undefined {
+): Promise<BlockDriver | undefined> {
   const driverName = takeString(options, "driver");
   let driver: BlockDriver | undefined;
   if (driverName !== undefined) {
-    driver = findDriver(driverName);
+    driver = await loadDriver(driverName);
     if (!driver) throw new BlockError("EINVAL", `Unknown driver '${driverName}'`);
   }
   if (!(driver ? isProtocol(driver) : protocol)) return driver;
@@ -273,11 +289,11 @@ function fillOptions(
     if (driver) return driver;
     if (!options.has("filename")) throw new BlockError("EINVAL", "Must specify either driver or file");
     // A filename that came as an option has no prefix.
-    return findPlainProtocol(String(options.get("filename")));
+    return findPlainProtocol(String(options.get("filename"))).load();
   }
   if (options.has("filename"))
     throw new BlockError("EINVAL", "Can't specify 'file' and 'filename' options at the same time");
-  driver ??= findProtocol(filename);
+  driver ??= await findProtocol(filename).load();
   const parseFilename = driver.kind === "format" ? undefined : driver.parseFilename;
   if (!parseFilename) options.set("filename", filename);
   else for (const [key, value] of parseFilename(filename)) if (!options.has(key)) options.set(key, value);
@@ -285,7 +301,7 @@ function fillOptions(
 }
 
 /** Reaches storage by itself, or by a filename with its prefix: the core opens no `file` for it. */
-function isProtocol(driver: BlockDriver): boolean {
+function isProtocol(driver: Pick<DriverEntry, "kind" | "prefix">): boolean {
   return driver.kind === "protocol" || (driver.kind === "filter" && driver.prefix !== undefined);
 }
 
@@ -296,7 +312,7 @@ function isProtocolChild(parent: BlockDriver, role: ChildRole, parentIsProtocol:
 }
 
 /** @qemu bdrv_find_protocol */
-export function findProtocol(filename: string): BlockDriver {
+export function findProtocol(filename: string): DriverEntry {
   const prefix = protocolPrefix(filename);
   if (prefix === undefined) return findPlainProtocol(filename);
   for (const driver of allDrivers()) if (driver.kind !== "format" && driver.prefix === prefix) return driver;
@@ -304,9 +320,8 @@ export function findProtocol(filename: string): BlockDriver {
 }
 
 /** The driver for a name without a prefix: one that claims it (a block device), or `file`. */
-function findPlainProtocol(filename: string): BlockDriver {
-  for (const driver of allDrivers())
-    if (driver.kind === "protocol" && driver.claims?.(filename)) return driver;
+function findPlainProtocol(filename: string): DriverEntry {
+  for (const driver of allDrivers()) if (driver.claims?.(filename)) return driver;
   const driver = findDriver("file");
   if (!driver) throw new BlockError("EINVAL", "Unknown protocol 'file'");
   return driver;
@@ -385,7 +400,7 @@ const probeNode = coWrapperMixedUnlocked(
     const formatName = probeFormat(head, filename);
     if (formatName === undefined)
       throw new BlockError("ENOENT", "Could not determine image format: No compatible driver found");
-    const driver = findDriver(formatName);
+    const driver = await loadDriver(formatName);
     if (!driver) throw new BlockError("ENOTSUP", `Image format '${formatName}' is not supported`);
     return driver;
   },

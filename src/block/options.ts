@@ -182,8 +182,8 @@ export function warnOfHexSuffix(size: string, warn: (message: string) => void): 
     warn(`Using a multiplier suffix on hex numbers is deprecated: ${size}`);
 }
 
-/** Splits "a=b,c=d,,e": a doubled comma stands for one. A key alone is `on`, with "no" before it `off`. Keys are not checked here, "" neither.  @qemu QemuOpts */
-export function parseKeyValues(text: string, impliedKey?: string): Options {
+/** Splits "a=b,c=d,,e": a doubled comma stands for one. A key alone is `on`, with "no" before it `off`, and `warn` is told so. Keys are not checked here, "" neither.  @qemu QemuOpts */
+export function parseKeyValues(text: string, impliedKey?: string, warn?: (message: string) => void): Options {
   const options: Options = new Map();
   let rest = text;
   while (rest !== "") {
@@ -197,8 +197,12 @@ export function parseKeyValues(text: string, impliedKey?: string): Options {
     const value = raw.replaceAll(",,", ",");
     if (isImplied) options.set(impliedKey, value);
     else if (hasValue) options.set(name, value);
-    else if (name.startsWith("no")) options.set(name.slice(2), "off");
-    else options.set(name, "on");
+    else {
+      const isOff = name.startsWith("no");
+      const [key, state] = isOff ? [name.slice(2), "off"] : [name, "on"];
+      warn?.(`short-form boolean option '${name}' deprecated\nPlease use ${key}=${state} instead`);
+      options.set(key, state);
+    }
     rest = rest.slice(isImplied ? raw.length + 1 : name.length + (hasValue ? raw.length + 2 : 1));
   }
   return options;

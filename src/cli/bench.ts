@@ -1,6 +1,6 @@
 /** `bench`: sends requests to an image and tells how long they took.  @qemu img_bench */
 
-import { BlockError, strerror, toBlockError } from "../block/errors.ts";
+import { strerror, toBlockError } from "../block/errors.ts";
 import { parseCacheMode } from "../block/open-flags.ts";
 import { parseInteger } from "../block/options.ts";
 import { benchImage } from "../jobs/bench.ts";
@@ -23,7 +23,6 @@ interface BenchArguments {
   stepBytes: number;
   pattern: number;
   flushInterval: number;
-  aio: string | undefined;
   cache: NonNullable<ReturnType<typeof parseCacheMode>>;
   /** Those options that are there or not, by their names in commands.ts. */
   readonly flags: Set<string>;
@@ -31,24 +30,24 @@ interface BenchArguments {
 
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
-  const { filename, format, cache, aio, flags, count, depth, bytes, offset, flushInterval } = wanted;
+  const { filename, format, cache, flags, count, depth, bytes, offset, flushInterval } = wanted;
   const { direct, noFlush, writethrough } = cache;
   const writes = flags.has("write");
   const image = await openImage({
     filename,
     imageOpts: flags.has("image-opts"),
     format,
-    flags: { direct, noFlush, readOnly: !writes, forceShare: flags.has("force-share") },
+    flags: {
+      direct,
+      noFlush,
+      nativeAio: flags.has("native"),
+      readOnly: !writes,
+      forceShare: flags.has("force-share"),
+    },
     writethrough,
     environment: context.environment,
   });
   try {
-    if (aio === "native" && !direct)
-      throw new BlockError(
-        "EINVAL",
-        `Could not open '${filename}': aio=native was specified, but it requires cache.direct=on, ` +
-          "which was not specified.",
-      );
     const stepBytes = wanted.stepBytes || bytes;
     context.stdout.write(
       `Sending ${count} ${writes ? "write" : "read"} requests, ${bytes} bytes each, ${depth} in parallel ` +
@@ -81,7 +80,6 @@ function parse(args: Getopt, context: CliContext): BenchArguments {
     stepBytes: 0,
     pattern: 0,
     flushInterval: 0,
-    aio: undefined,
     cache: { direct: false, noFlush: false, writethrough: false },
     flags: new Set(),
   };
@@ -108,11 +106,10 @@ function take(wanted: BenchArguments, name: string, value: string, { warn }: Cli
   else if (name === "buffer-size") wanted.bytes = parseSizeArgument("buffer size", value, warn, int);
   else if (name === "step-size") wanted.stepBytes = parseSizeArgument("step_size", value, warn, int);
   else if (name === "cache") wanted.cache = parseCache(value);
-  else if (name === "native") wanted.aio = "native";
-  else if (name === "aio") {
-    if (!AIO_NAMES.includes(value)) throw new CommandError([`Invalid aio option: ${value}`]);
-    wanted.aio = value;
-  } else wanted.flags.add(name);
+  else if (name === "aio" && !AIO_NAMES.includes(value))
+    throw new CommandError([`Invalid aio option: ${value}`]);
+  // As with qemu-img, no other one that follows takes native back.
+  else wanted.flags.add(name === "aio" ? value : name);
 }
 
 function parseNumber(text: string, min: number, max: number, what: string): number {

@@ -34,11 +34,12 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   const say = (text: string) => {
     if (!quiet) context.stdout.write(`${text}\n`);
   };
-  const progress = new Progress(context, wanted.progress && !quiet, PROGRESS_STEP);
+  const showsProgress = wanted.progress && !quiet;
   const images: BlockBackend[] = [];
   try {
     for (const index of [0, 1] as const) images.push(await open(wanted, index, context));
     const [first, second] = images as [BlockBackend, BlockBackend];
+    const progress = new Progress(context, showsProgress, PROGRESS_STEP);
     const result = await compareImages({
       first,
       second,
@@ -54,7 +55,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     throw failure(error, wanted.filenames);
   } finally {
     for (const image of images.reverse()) await image.close();
-    progress.end(false);
+    if (showsProgress) context.stdout.write("\n");
   }
 }
 

@@ -26,7 +26,7 @@ export async function openImage(request: ImageOpenRequest): Promise<BlockBackend
   if (imageOpts) {
     if (format !== undefined)
       throw new BlockError("EINVAL", "--image-opts and --format are mutually exclusive");
-    options = parseKeyValues(filename, "file");
+    options = parseKeyValues(filename, "file", environment.warn);
   } else options = new Map(format === undefined ? [] : [["driver", format]]);
   const flags = { ...DEFAULT_FLAGS, ...request.flags };
   try {
@@ -41,6 +41,19 @@ export async function openImage(request: ImageOpenRequest): Promise<BlockBackend
   } catch (error) {
     throw BlockError.wrap(`Could not open '${filename}'`, error);
   }
+}
+
+/** Does the work, and closes the image. Of two errors that of the work is thrown: it says more than one of closing. */
+export async function thenClose<T>(image: BlockBackend, work: () => Promise<T>): Promise<T> {
+  let result: T;
+  try {
+    result = await work();
+  } catch (error) {
+    await image.close().catch(() => {});
+    throw error;
+  }
+  await image.close();
+  return result;
 }
 
 /** Flags for the value of `-T` (`kind` "source cache") or `-t`, where each command has its words.  @qemu bdrv_parse_cache_mode */

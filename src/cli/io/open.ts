@@ -111,7 +111,8 @@ export async function openImage(
   }
   const what = filename === undefined ? "can't open" : `can't open device ${filename}`;
   try {
-    checkAbilities(flags, options);
+    if (flags.copyOnRead && flags.readOnly)
+      throw new BlockError("EINVAL", "Can't use copy-on-read on read-only device");
     const request: OpenRequest = {
       filename,
       options,
@@ -137,20 +138,9 @@ export async function openImage(
 }
 
 function openFlags(flags: ImageFlags): OpenFlags {
-  const { readOnly, forceShare, direct, noFlush, unmap } = flags;
-  return { ...DEFAULT_FLAGS, readOnly, forceShare, direct, noFlush, unmap };
-}
-
-/** What was asked for and can't be had. */
-function checkAbilities({ aio, copyOnRead, direct, readOnly }: ImageFlags, options: Options): void {
-  if (copyOnRead && readOnly) throw new BlockError("EINVAL", "Can't use copy-on-read on read-only device");
-  const isDirect = direct || options.get("cache.direct") === "on";
-  // The thread pool does it all; but who asks for native AIO learns of a mistake in the cache mode.
-  if (aio === "native" && !isDirect)
-    throw new BlockError(
-      "EINVAL",
-      "aio=native was specified, but it requires cache.direct=on, which was not specified.",
-    );
+  const { readOnly, forceShare, direct, noFlush, unmap, aio } = flags;
+  const nativeAio = aio === "native";
+  return { ...DEFAULT_FLAGS, readOnly, forceShare, direct, noFlush, unmap, nativeAio };
 }
 
 /** What shows only when the image is open; undefined: all is well. */
