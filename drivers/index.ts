@@ -1,41 +1,66 @@
 /** The only registry of bdrv's own drivers; probing asks formats in this order. */
 
-import { type BlockDriver, registerDriver, registerForeignFormat } from "../src/block/driver.ts";
+import {
+  type BlockDriver,
+  type DriverEntry,
+  registerDriver,
+  registerForeignFormat,
+  registerLazyDriver,
+} from "../src/block/driver.ts";
 import type { OptionValues } from "../src/block/options.ts";
-import { blkdebug } from "./blkdebug.ts";
 import type { SECTIONS } from "./blkdebug-rules.ts";
-import { blklogwrites } from "./blklogwrites.ts";
-import { blkverify } from "./blkverify.ts";
-import { copyOnRead } from "./copy-on-read.ts";
 import { file, hostDevice } from "./file.ts";
 import { compress } from "./filter-compress.ts";
 import { foreignFormats } from "./foreign-formats.ts";
-import { luks } from "./luks.ts";
-import { nullAio, nullCo } from "./null-co.ts";
-import { preallocate } from "./preallocate.ts";
 import { qcow2 } from "./qcow2/index.ts";
-import { quorum } from "./quorum.ts";
 import { raw } from "./raw.ts";
-import { throttle } from "./throttle.ts";
+import { bySignature } from "./signatures.ts";
 
-/** By format name. The library's typed options (`DriverOptions`) are computed from this list. */
-export const drivers = {
+/** A driver with its code, or what finds it and how it is loaded. */
+type Entry = { readonly formatName: string; readonly open: unknown } | LazyEntry;
+type LazyEntry = Omit<DriverEntry, "formatName" | "load"> & { readonly load: () => Promise<unknown> };
+
+/** By format name. What not every command needs is loaded when it is asked for. */
+const entries = {
   file,
   host_device: hostDevice,
-  "null-co": nullCo,
-  "null-aio": nullAio,
-  blkdebug,
-  blklogwrites,
-  blkverify,
+  "null-co": { kind: "protocol", prefix: "null-co", load: async () => (await import("./null-co.ts")).nullCo },
+  "null-aio": {
+    kind: "protocol",
+    prefix: "null-aio",
+    load: async () => (await import("./null-co.ts")).nullAio,
+  },
+  blkdebug: {
+    kind: "filter",
+    prefix: "blkdebug",
+    load: async () => (await import("./blkdebug.ts")).blkdebug,
+  },
+  blklogwrites: { kind: "filter", load: async () => (await import("./blklogwrites.ts")).blklogwrites },
+  blkverify: {
+    kind: "filter",
+    prefix: "blkverify",
+    load: async () => (await import("./blkverify.ts")).blkverify,
+  },
   compress,
-  "copy-on-read": copyOnRead,
-  preallocate,
-  quorum,
-  throttle,
-  luks,
+  "copy-on-read": { kind: "filter", load: async () => (await import("./copy-on-read.ts")).copyOnRead },
+  preallocate: { kind: "filter", load: async () => (await import("./preallocate.ts")).preallocate },
+  quorum: { kind: "filter", load: async () => (await import("./quorum.ts")).quorum },
+  throttle: { kind: "filter", load: async () => (await import("./throttle.ts")).throttle },
+  luks: {
+    kind: "format",
+    probe: bySignature({ text: "LUKS\xba\xbe\0\x01" }),
+    load: async () => (await import("./luks.ts")).luks,
+  },
   qcow2,
   raw,
-} as const;
+} as const satisfies Readonly<Record<string, Entry>>;
+
+/** The drivers' types, by format name: the library's typed options (`DriverOptions`) are computed from them. */
+export type Drivers = {
+  readonly [N in keyof typeof entries]: (typeof entries)[N] extends { readonly load: () => Promise<infer D> }
+    ? D
+    : (typeof entries)[N];
+};
 
 /**
  * For `DriverOptions`: the children of drivers that take others than the one `file` of a format or filter.
@@ -59,5 +84,8 @@ export interface DriverLists {
 }
 
 // The registry parses options by each driver's own table, so it needs no driver's own option types.
-for (const driver of Object.values(drivers)) registerDriver(driver as unknown as BlockDriver);
+for (const [formatName, entry] of Object.entries(entries)) {
+  if ("open" in entry) registerDriver(entry as unknown as BlockDriver);
+  else registerLazyDriver({ formatName, ...(entry as LazyEntry & Pick<DriverEntry, "load">) });
+}
 for (const format of foreignFormats) registerForeignFormat(format);

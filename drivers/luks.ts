@@ -16,7 +16,6 @@ import { takeOptions } from "../src/block/options.ts";
 import { MAX_LENGTH, MiB, SECTOR_SIZE } from "../src/block/units.ts";
 import { type HeaderArea, type LuksVolume, luksInfo, openLuks } from "./crypto/luks.ts";
 import { amendLuks, luksAmendOptions } from "./crypto/luks-amend.ts";
-import { LUKS_MAGIC } from "./crypto/luks-header.ts";
 import { createLuksByOptions, luksCreateOptions, luksPayloadBytes } from "./crypto/luks-options.ts";
 import { requirePassphrase } from "./crypto/secrets.ts";
 
@@ -39,10 +38,6 @@ export const luks: FormatDriver<typeof options, typeof createOptions> = {
   options,
   createOptions,
   amendOptions: luksAmendOptions,
-  probe: (head) =>
-    Buffer.compare(head.subarray(0, LUKS_MAGIC.length), LUKS_MAGIC) === 0 && head[6] === 0 && head[7] === 1
-      ? 100
-      : 0,
   create,
   measure,
 

@@ -14,7 +14,7 @@ export async function createFile(
   options: Options,
   environment: OpenEnvironment,
 ): Promise<void> {
-  const driver = findProtocol(filename);
+  const driver = await findProtocol(filename).load();
   if (!driver.create || !driver.createOptions)
     throw new BlockError("ENOTSUP", `Driver '${driver.formatName}' does not support image creation`);
   const left = new Map(options);

@@ -354,15 +354,40 @@ export type BlockDriver<T extends OptionTable = OptionTable, C extends OptionTab
   | FormatDriver<T, C>
   | FilterDriver<T, C>;
 
-const registry = new Map<string, BlockDriver>();
+/** What is known of a driver before its code is loaded: enough to find it by its name, a filename or by probing. */
+export interface DriverEntry {
+  readonly formatName: string;
+  readonly kind: BlockDriver["kind"];
+  readonly prefix?: string | undefined;
+  readonly parseFilename?: ((filename: string) => Options) | undefined;
+  readonly claims?: ((filename: string) => boolean) | undefined;
+  readonly probe?: ((head: Uint8Array, filename: string) => number) | undefined;
+  readonly load: () => Promise<BlockDriver>;
+}
+
+const registry = new Map<string, DriverEntry>();
 
 /** Makes a driver known by its name; probing asks drivers in the order of their registration.  @qemu bdrv_register */
 export function registerDriver<T extends OptionTable, C extends OptionTable>(
   driver: BlockDriver<T, C>,
 ): void {
-  assert(!registry.has(driver.formatName), `a driver named '${driver.formatName}' is registered already`);
   // The core parses options by the driver's own table before it hands them over, so the erased type is kept.
-  registry.set(driver.formatName, driver as unknown as BlockDriver);
+  const erased = driver as unknown as BlockDriver;
+  registerLazyDriver({
+    formatName: driver.formatName,
+    kind: driver.kind,
+    prefix: erased.kind === "format" ? undefined : erased.prefix,
+    parseFilename: erased.kind === "format" ? undefined : erased.parseFilename,
+    claims: erased.kind === "protocol" ? erased.claims : undefined,
+    probe: erased.kind === "format" ? erased.probe : undefined,
+    load: async () => erased,
+  });
+}
+
+/** Makes a driver known whose code is loaded when it is first used: start-up is a feature. */
+export function registerLazyDriver(entry: DriverEntry): void {
+  assert(!registry.has(entry.formatName), `a driver named '${entry.formatName}' is registered already`);
+  registry.set(entry.formatName, entry);
 }
 
 export function unregisterDriver(formatName: string): void {
@@ -370,11 +395,16 @@ export function unregisterDriver(formatName: string): void {
 }
 
 /** @qemu bdrv_find_format */
-export function findDriver(formatName: string): BlockDriver | undefined {
+export function findDriver(formatName: string): DriverEntry | undefined {
   return registry.get(formatName);
 }
 
-export function allDrivers(): readonly BlockDriver[] {
+/** The driver itself. */
+export async function loadDriver(formatName: string): Promise<BlockDriver | undefined> {
+  return registry.get(formatName)?.load();
+}
+
+export function allDrivers(): readonly DriverEntry[] {
   return [...registry.values()];
 }
 

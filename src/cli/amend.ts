@@ -57,8 +57,8 @@ function parse(args: Getopt, context: CliContext): AmendArguments {
 async function amend(wanted: AmendArguments, context: CliContext): Promise<void> {
   const { filename, format, options, force } = wanted;
   const { stdout, environment, signal } = context;
-  const printHelp = (name: string) => {
-    const lines = optionLines(amendOptionTable(name));
+  const printHelp = async (name: string) => {
+    const lines = optionLines(await amendOptionTable(name));
     stdout.write(`Amend options for '${name}':\n${lines}`);
   };
   const isHelp = asksForHelp(options);
@@ -73,7 +73,7 @@ async function amend(wanted: AmendArguments, context: CliContext): Promise<void>
     environment,
   });
   try {
-    if (isHelp) return printHelp(image.node.driver.formatName);
+    if (isHelp) return await printHelp(image.node.driver.formatName);
     let progress: Progress | undefined;
     const begin = () => {
       progress = new Progress(context, wanted.showsProgress);

@@ -36,7 +36,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
   checkCombinations(wanted);
   const outputFormat = wanted.outputFormat ?? (wanted.flags.has("target-image-opts") ? undefined : "raw");
-  const help = outputFormat && createOptionsHelp(wanted.options, outputFormat, wanted.target);
+  const help = outputFormat && (await createOptionsHelp(wanted.options, outputFormat, wanted.target));
   if (help) {
     context.stdout.write(help);
     return 0;

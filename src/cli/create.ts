@@ -23,7 +23,7 @@ interface CreateArguments {
 
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
-  const help = createOptionsHelp(wanted.options, wanted.format, wanted.filename);
+  const help = await createOptionsHelp(wanted.options, wanted.format, wanted.filename);
   if (help !== undefined) {
     context.stdout.write(help);
     return 0;

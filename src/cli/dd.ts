@@ -101,7 +101,7 @@ async function makeTarget(
 ): Promise<BlockBackend> {
   if (!findDriver(format)) throw new CommandError(["Unknown file format"]);
   // Refuses formats and protocols that can't be created.
-  createOptionTable(format, filename);
+  await createOptionTable(format, filename);
   const options: Options = new Map([["size", size]]);
   try {
     await createImage({ filename, format, options, environment });

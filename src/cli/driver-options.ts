@@ -27,13 +27,13 @@ export function parseSnapshotChoice(text: string): SnapshotChoice {
 }
 
 /** The help that `-o help` asks for; undefined if it does not. Throws BlockError for an unknown format. */
-export function createOptionsHelp(
+export async function createOptionsHelp(
   list: string | undefined,
   format: string,
   filename: string | undefined,
-): string | undefined {
+): Promise<string | undefined> {
   if (!asksForHelp(list)) return undefined;
-  const lines = optionLines(createOptionTable(format, filename));
+  const lines = optionLines(await createOptionTable(format, filename));
   if (filename !== undefined) return `Supported options:\n${lines}`;
   return (
     `Supported ${format} options:\n${lines}\n` +

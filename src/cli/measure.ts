@@ -31,7 +31,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   checkCombinations(wanted);
   const source = wanted.sizeBytes ?? (await openSource(wanted, context));
   try {
-    const options = parseOptions(wanted, context);
+    const options = await parseOptions(wanted, context);
     const { environment, signal } = context;
     const result = await measureImage({ format: wanted.outputFormat, options, source, environment, signal });
     context.stdout.write(describe(result, wanted.output));
@@ -103,8 +103,11 @@ async function openSource(wanted: MeasureArguments, { environment }: CliContext)
 }
 
 /** Checked against the format's table and that of a plain file. */
-function parseOptions({ options: text, outputFormat }: MeasureArguments, context: CliContext): Options {
-  const table = createOptionTable(outputFormat, "");
+async function parseOptions(
+  { options: text, outputFormat }: MeasureArguments,
+  context: CliContext,
+): Promise<Options> {
+  const table = await createOptionTable(outputFormat, "");
   const options: Options = text === undefined ? new Map() : parseKeyValues(text);
   try {
     checkOptions(table, options);

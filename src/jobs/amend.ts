@@ -1,7 +1,7 @@
 /** Changes options of an image that exists.  @qemu qemu-img.c: img_amend */
 
 import type { BlockBackend } from "../block/backend.ts";
-import { type BlockDriver, findDriver } from "../block/driver.ts";
+import { type BlockDriver, loadDriver } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
 import type { OpenEnvironment } from "../block/open.ts";
 import {
@@ -24,8 +24,8 @@ export interface AmendImageRequest {
 }
 
 /** What can be changed of an image in a format. Throws where that is nothing. */
-export function amendOptionTable(format: string): OptionTable {
-  const driver = findDriver(format);
+export async function amendOptionTable(format: string): Promise<OptionTable> {
+  const driver = await loadDriver(format);
   if (!driver) throw new BlockError("EINVAL", `Unknown file format '${format}'`);
   return tableOf(driver);
 }

@@ -2,6 +2,7 @@
 
 import { BlockBackend } from "../block/backend.ts";
 import { blockStatusAbove } from "../block/block-status.ts";
+import type { DriverInfo } from "../block/driver.ts";
 import { BlockError, strerror, toBlockError } from "../block/errors.ts";
 import { refNode } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
@@ -28,6 +29,8 @@ const MIN_GRANULE = 4 * KiB;
 const MAX_COPY_BYTES = MiB;
 const MAX_ZERO_BYTES = 16 * MiB;
 const COPIES_IN_FLIGHT = 4;
+/** @qemu DEFAULT_L2_CACHE_ENTRY_SIZE */
+const MAX_SLICE_BYTES = 4 * KiB;
 
 /** One write to the base. */
 interface Step {
@@ -89,10 +92,10 @@ async function withWritable(
   } catch (error) {
     // The job's own error says more than one of what follows.
     if (wasReadOnly) await target.reopen({ readOnly: true }).catch(() => {});
+    await target.close().catch(() => {});
     throw error;
-  } finally {
-    await target.close();
   }
+  await target.close();
 }
 
 async function copyDown(
@@ -129,8 +132,7 @@ async function copyDown(
 }
 
 async function granuleOf(target: BlockBackend): Promise<number> {
-  const info = await target.run(async (co) => skipFilters(target.node).ops.getInfo?.(co));
-  const clusterBytes = info?.clusterSize || MAX_GRANULE;
+  const clusterBytes = (await infoOf(target, target.node))?.clusterSize || MAX_GRANULE;
   return Math.min(Math.max(clusterBytes, MIN_GRANULE), MAX_GRANULE);
 }
 
@@ -180,8 +182,8 @@ async function* planSteps(
   granule: number,
   signal: AbortSignal | undefined,
 ): AsyncGenerator<Step, void> {
-  const info = await target.run(async (co) => skipFilters(target.node).ops.getInfo?.(co));
-  const clusterBytes = info?.clusterSize || 1;
+  const clusterBytes = (await infoOf(target, target.node))?.clusterSize || 1;
+  const reaches = await statusReaches(top);
   for await (const { start, end } of ranges) {
     for (let offset = start; offset < end; ) {
       const asked = Math.min(end - offset, MAX_ZERO_BYTES);
@@ -190,15 +192,36 @@ async function* planSteps(
         (co) => blockStatusAbove(co, top.node, undefined, true, at, asked),
         signal,
       );
-      let bytes = Math.min(status.bytes, status.data ? MAX_COPY_BYTES : MAX_ZERO_BYTES);
-      bytes = alignDown(bytes, granule);
-      const fills = bytes > 0 && offset % clusterBytes === 0 && bytes % clusterBytes === 0;
+      let bytes = alignDown(Math.min(status.bytes, status.data ? MAX_COPY_BYTES : MAX_ZERO_BYTES), granule);
+      const isSeen = (reaches[status.depth] ?? granule) >= granule;
+      const fills = bytes > 0 && isSeen && offset % clusterBytes === 0 && bytes % clusterBytes === 0;
       const kind = status.data || !fills ? "copy" : status.zero ? "zero" : "discard";
       if (kind === "copy") bytes = Math.min(Math.max(bytes, granule), MAX_COPY_BYTES, end - offset);
       yield { kind, offset, bytes };
       offset += bytes;
     }
   }
+}
+
+/**
+ * How many bytes QEMU's block status tells of at once, down to each depth of the chain: its answers end with a slice
+ * of an L2 table. With clusters of 512 bytes that is less than a granule, and no zeroes are seen that fill one.
+ */
+async function statusReaches(top: BlockBackend): Promise<number[]> {
+  const reaches: number[] = [];
+  let least = Number.POSITIVE_INFINITY;
+  for (let layer: BlockNode | undefined = top.node; layer; layer = backingChainNext(layer)) {
+    const { clusterSize = 0, subclusterSize = clusterSize } = (await infoOf(top, layer)) ?? {};
+    const entryBytes = subclusterSize < clusterSize ? 16 : 8;
+    if (clusterSize > 0)
+      least = Math.min(least, (Math.min(clusterSize, MAX_SLICE_BYTES) / entryBytes) * clusterSize);
+    reaches.push(least);
+  }
+  return reaches;
+}
+
+function infoOf(backend: BlockBackend, node: BlockNode): Promise<DriverInfo | undefined> {
+  return backend.run(async (co) => skipFilters(node).ops.getInfo?.(co));
 }
 
 /** @qemu blk_make_empty */

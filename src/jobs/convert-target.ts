@@ -2,7 +2,7 @@
 
 import fs from "node:fs";
 import { BlockBackend } from "../block/backend.ts";
-import { findDriver } from "../block/driver.ts";
+import { loadDriver } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
 import type { BlockNode } from "../block/node.ts";
 import { findProtocol, type OpenEnvironment } from "../block/open.ts";
@@ -47,14 +47,14 @@ export interface TargetChecks {
 }
 
 /** Finds the drivers and reads the options; refuses what can't be done before a file is touched. */
-export function planTarget(image: NewImage, checks: TargetChecks): TargetPlan {
+export async function planTarget(image: NewImage, checks: TargetChecks): Promise<TargetPlan> {
   const { filename, format = "raw" } = image;
-  const table = createOptionTable(format, filename);
+  const table = await createOptionTable(format, filename);
   const options: Options = new Map(Object.entries(image.options ?? {}));
   checkOptions(table, options);
   setBackingOptions(table, options, format, image);
   checkBacking(options, checks.sourceCount);
-  if (checks.compress) checkCompression(format, table, options);
+  if (checks.compress) await checkCompression(format, table, options);
   options.set("size", checks.sizeBytes);
   return { filename, format, options, hasBacking: options.has("backing_file") };
 }
@@ -70,8 +70,8 @@ function checkBacking(options: Options, sourceCount: number): void {
     throw new BlockError("EINVAL", "Use of backing file requires explicit backing format");
 }
 
-function checkCompression(format: string, table: OptionTable, options: Options): void {
-  const driver = findDriver(format);
+async function checkCompression(format: string, table: OptionTable, options: Options): Promise<void> {
+  const driver = await loadDriver(format);
   if (driver?.kind !== "format" || !driver.supportsCompression)
     throw new BlockError("ENOTSUP", "Compression not supported for this file format");
   const values: Readonly<Record<string, unknown>> = takeOptions(table, new Map(options));
@@ -91,7 +91,7 @@ export class TargetFiles {
   constructor(filename: string) {
     const protocol = findProtocol(filename);
     if (protocol.formatName !== "file") return;
-    const name = protocol.kind === "format" ? undefined : protocol.parseFilename?.(filename).get("filename");
+    const name = protocol.parseFilename?.(filename).get("filename");
     this.#path = String(name ?? filename);
     this.#before = identify(this.#path);
   }

@@ -56,7 +56,7 @@ export async function convert(
   let sizeBytes = 0;
   for (const source of sources) sizeBytes += await source.getLength();
   const { compress = false } = options;
-  const plan = planTarget(target, { compress, sourceCount: sources.length, sizeBytes });
+  const plan = await planTarget(target, { compress, sourceCount: sources.length, sizeBytes });
   checkSourceBitmaps(sources, options);
   const mode = parseCacheMode(cache);
   if (!mode) throw new BlockError("EINVAL", `Invalid cache option: ${cache}`);

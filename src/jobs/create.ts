@@ -3,7 +3,7 @@
 import { mainContext } from "../block/aio-context.ts";
 import { BlockBackend } from "../block/backend.ts";
 import { coWrapper } from "../block/coroutine.ts";
-import { type BlockDriver, findDriver } from "../block/driver.ts";
+import { type BlockDriver, loadDriver } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
 import { combinePath, isAbsolute, protocolPrefix } from "../block/filename.ts";
 import { findProtocol, type OpenEnvironment } from "../block/open.ts";
@@ -36,22 +36,22 @@ export interface CreateImageRequest {
 }
 
 /** What can be asked of a new image: the format's options and then those of the protocol beneath. */
-export function createOptionTable(format: string, filename: string | undefined): OptionTable {
-  const driver = findCreatable(format);
-  const protocol = filename === undefined ? undefined : findCreatableProtocol(filename);
+export async function createOptionTable(format: string, filename: string | undefined): Promise<OptionTable> {
+  const driver = await findCreatable(format);
+  const protocol = filename === undefined ? undefined : await findCreatableProtocol(filename);
   return { ...protocol?.createOptions, ...driver.createOptions };
 }
 
-function findCreatable(format: string): BlockDriver {
-  const driver = findDriver(format);
+async function findCreatable(format: string): Promise<BlockDriver> {
+  const driver = await loadDriver(format);
   if (!driver) throw new BlockError("EINVAL", `Unknown file format '${format}'`);
   if (!driver.create)
     throw new BlockError("ENOTSUP", `Format driver '${format}' does not support image creation`);
   return driver;
 }
 
-function findCreatableProtocol(filename: string): BlockDriver {
-  const protocol = findProtocol(filename);
+async function findCreatableProtocol(filename: string): Promise<BlockDriver> {
+  const protocol = await findProtocol(filename).load();
   if (!protocol.create)
     throw new BlockError(
       "ENOTSUP",
@@ -62,8 +62,8 @@ function findCreatableProtocol(filename: string): BlockDriver {
 
 export async function createImage(request: CreateImageRequest): Promise<void> {
   const { filename, format, environment } = request;
-  const driver = findCreatable(format);
-  const protocol = findCreatableProtocol(filename);
+  const driver = await findCreatable(format);
+  const protocol = await findCreatableProtocol(filename);
   // The format's options stand first in the announcement.
   const table: OptionTable = { ...driver.createOptions, ...protocol.createOptions, ...driver.createOptions };
   const options = new Map(request.options);

@@ -1,7 +1,7 @@
 /** How large a new image would be, empty or with an image's content.  @qemu bdrv_measure */
 
 import type { BlockBackend } from "../block/backend.ts";
-import { findDriver, type MeasureResult } from "../block/driver.ts";
+import { loadDriver, type MeasureResult } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
 import type { OpenEnvironment } from "../block/open.ts";
 import { type Options, type OptionTable, takeOptions } from "../block/options.ts";
@@ -20,7 +20,7 @@ export interface MeasureImageRequest {
 /** ENOTSUP where the format does not say. */
 export async function measureImage(request: MeasureImageRequest): Promise<MeasureResult> {
   const { format, source, environment, signal } = request;
-  const driver = findDriver(format);
+  const driver = await loadDriver(format);
   if (driver?.kind !== "format" || !driver.measure)
     throw new BlockError("ENOTSUP", `Block driver '${format}' does not support size measurement`);
   const { measure } = driver;

@@ -53,7 +53,7 @@ export async function rebaseImage(image: BlockBackend, options: RebaseOptions = 
     } finally {
       await newBacking?.backend.close();
     }
-    await image.flush(signal);
+    await writing(() => image.flush(signal));
   }
   await changeBackingFile(image, backingFile, backingFormat);
 }
@@ -181,7 +181,10 @@ async function keepContent(
     );
     const load = async (piece: Piece) => ({ piece, differences: await compare(piece, signal) });
     for await (const { piece, differences } of readAhead(pieces, load, PIECES_IN_FLIGHT)) {
-      for (const difference of differences) await writeDifference(image, difference, signal);
+      for (const { offset, bytes, data } of differences)
+        await writing(() =>
+          data ? image.write(offset, data, { signal }) : image.writeZeroes(offset, bytes, { signal }),
+        );
       onProgress?.(piece.offset + piece.bytes, total);
     }
   } finally {
@@ -193,20 +196,12 @@ async function layerOf(name: Layer["name"], backend: BlockBackend | undefined): 
   return backend && { name, backend, bytes: await backend.getLength() };
 }
 
-async function writeDifference(
-  image: BlockBackend,
-  { offset, bytes, data }: Difference,
-  signal: AbortSignal | undefined,
-): Promise<void> {
+async function writing(write: () => Promise<void>): Promise<void> {
   try {
-    if (data) await image.write(offset, data, { signal });
-    else await image.writeZeroes(offset, bytes, { signal });
+    await write();
   } catch (error) {
     const { errno } = toBlockError(error);
-    throw new BlockError(errno, `Error while writing to COW image: ${strerror(errno)}`, {
-      cause: error,
-      offset,
-    });
+    throw new BlockError(errno, `Error while writing to COW image: ${strerror(errno)}`, { cause: error });
   }
 }
 

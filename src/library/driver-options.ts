@@ -1,6 +1,6 @@
 /** The options of every driver as one discriminated union, computed from the drivers' own option tables: a wrong option is a compile error. */
 
-import type { DriverChildren, DriverLists, drivers } from "../../drivers/index.ts";
+import type { DriverChildren, DriverLists, Drivers } from "../../drivers/index.ts";
 import type { OptionTable, OptionValues } from "../block/options.ts";
 
 /** What `DriverOptions` is computed from: any driver fits. */
@@ -40,7 +40,7 @@ export interface NodeOptions {
  */
 export interface CustomDrivers {}
 
-type Known = typeof drivers & CustomDrivers;
+type Known = Drivers & CustomDrivers;
 
 /** A node to be opened: the options of its driver, of every node, and its children. */
 export type DriverOptions = NamedDriverOptions[keyof NamedDriverOptions] | ProbedOptions;

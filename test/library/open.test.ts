@@ -5,7 +5,7 @@ import fs from "node:fs";
 import path from "node:path";
 import { test } from "node:test";
 import { fileURLToPath, pathToFileURL } from "node:url";
-import { drivers } from "../../drivers/index.ts";
+import { allDrivers } from "../../src/block/driver.ts";
 import {
   AioContext,
   BlockBackend,
@@ -22,8 +22,16 @@ import { missing, mustRun } from "../support/tools.ts";
 
 const images = fileURLToPath(new URL("../../images/", import.meta.url));
 
-test("the list of drivers has each under its own name", () => {
-  for (const [name, driver] of Object.entries(drivers)) assert.equal(driver.formatName, name);
+test("what is known of a driver before it is loaded is right", async () => {
+  for (const { formatName, kind, prefix, load } of allDrivers()) {
+    const driver = await load();
+    const found = { formatName, kind, prefix };
+    assert.deepEqual(found, {
+      formatName: driver.formatName,
+      kind: driver.kind,
+      prefix: driver.kind === "format" ? undefined : driver.prefix,
+    });
+  }
 });
 
 test("a name, a URL, a json: name and options open the same", async (t) => {
