@@ -80,24 +80,11 @@ export async function unlockSlot(
   const { keyBytes } = header;
   const slotKey = await deriveKey(spec.hash, passphrase, slot.salt, slot.iterations, keyBytes);
   const cipher = sectorCipher(spec, slotKey);
-  const material = await readMaterial(co, area, slot, materialBytes(keyBytes));
+  const material = await area.read(co, slot.keySectors * SECTOR_SIZE, materialBytes(keyBytes));
   cipher.decrypt(0, material);
   const masterKey = afMerge(spec.hash, material, keyBytes, STRIPES);
   const digest = await digestOf(masterKey, header, spec);
   return timingSafeEqual(digest, header.masterKeyDigest) ? masterKey : undefined;
-}
-
-async function readMaterial(
-  co: Coroutine<"read">,
-  area: HeaderArea,
-  slot: KeySlot,
-  bytes: number,
-): Promise<Uint8Array> {
-  try {
-    return await area.read(co, slot.keySectors * SECTOR_SIZE, bytes);
-  } catch (error) {
-    throw BlockError.wrap("Failed to read key material", error);
-  }
 }
 
 /** By which a master key is known to be right. */

@@ -20,6 +20,7 @@ import { amendLuks, luksAmendOptions } from "../crypto/luks-amend.ts";
 import { requirePassphrase } from "../crypto/secrets.ts";
 import { type SectorCipher, sectorCipher } from "../crypto/sector-cipher.ts";
 import { CryptMethod, type CryptoHeaderRecord } from "./layout.ts";
+import type { options as runtimeOptions } from "./runtime-options.ts";
 import type { Qcow2State } from "./state.ts";
 
 export interface ImageCrypto {
@@ -44,15 +45,12 @@ const WINDOW_BYTES = MiB;
 /** Finds the key by the user's options. Undefined: the image is not encrypted.  @qemu qcow2_do_open */
 export async function openCrypto(
   co: Coroutine<"none">,
-  { takeOptionsUnder, flags, environment }: OpeningNode,
+  { takeOptionsUnder, options, flags, environment }: OpeningNode<typeof runtimeOptions>,
   fields: CryptoFields,
   file: BlockChild,
 ): Promise<ImageCrypto | undefined> {
-  const given = takeOptionsUnder(["encrypt."]);
-  const { format: wanted, "key-secret": keySecret } = takeOptions(
-    { format: { type: "string" }, "key-secret": { type: "string" } } as const,
-    new Map([...given].map(([key, value]) => [key.slice("encrypt.".length), value])),
-  );
+  const [unknown] = takeOptionsUnder(["encrypt."]).keys();
+  const { "encrypt.format": wanted, "encrypt.key-secret": keySecret } = options;
   const format = FORMATS[fields.cryptMethod];
   if (!format) {
     if (wanted === undefined) return undefined;
@@ -60,9 +58,7 @@ export async function openCrypto(
   }
   if (wanted !== undefined && wanted !== format)
     throw invalid(`Header reported '${format}' encryption format but options specify '${wanted}'`);
-  for (const key of given.keys())
-    if (key !== "encrypt.format" && key !== "encrypt.key-secret")
-      throw invalid(`Parameter '${key.slice("encrypt.".length)}' is unexpected`);
+  if (unknown !== undefined) throw invalid(`Parameter '${unknown.slice("encrypt.".length)}' is unexpected`);
   const passphrase = () => (flags.noIo ? undefined : requirePassphrase(environment, keySecret, "encrypt."));
   if (format === "aes") {
     const key = passphrase();

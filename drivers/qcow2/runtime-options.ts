@@ -6,6 +6,10 @@ import { alignUp, isPowerOfTwo, KiB, MiB } from "../../src/block/units.ts";
 import type { MetadataKind } from "./corruption.ts";
 
 export const options = {
+  /** aes or luks: what the image must be encrypted with. */
+  "encrypt.format": { type: "string" },
+  /** Id of the secret with the passphrase. */
+  "encrypt.key-secret": { type: "string", strong: true },
   /** Refcounts are brought up to date when the image is closed; meanwhile it is marked dirty. */
   "lazy-refcounts": { type: "bool", changeable: true },
   /** Tell the file of clusters that a discard of the guest frees. */
@@ -86,8 +90,9 @@ export function cacheSizes(
       "EINVAL",
       `L2 cache entry size must be a power of two between 512 and the cluster size (${clusterSize})`,
     );
+  // More would never be used.
+  l2 = Math.min(l2, fullL2);
   const l2Tables = Math.max(Math.floor(l2 / l2EntryBytes), MIN_L2_TABLES);
-  if (l2Tables > 2 ** 31 - 1) throw new BlockError("EINVAL", "L2 cache size too big");
   const refcountTables = Math.max(Math.floor(refcount / clusterSize), MIN_REFCOUNT_TABLES);
   if (refcountTables > 2 ** 31 - 1) throw new BlockError("EINVAL", "Refcount cache size too big");
   return { l2EntryBytes, l2Tables, refcountTables };
@@ -95,7 +100,8 @@ export function cacheSizes(
 
 export function cleanIntervalSeconds(given: OptionValues<typeof options>): number {
   const seconds = given["cache-clean-interval"] ?? DEFAULT_CLEAN_INTERVAL_SECONDS;
-  if (seconds > 2 ** 32 - 1) throw new BlockError("EINVAL", "Cache clean interval too big");
+  // A negative number is a large one where it is taken for one without a sign.
+  if (seconds < 0 || seconds > 2 ** 32 - 1) throw new BlockError("EINVAL", "Cache clean interval too big");
   return seconds;
 }
 

@@ -13,7 +13,7 @@ import { createImage } from "../jobs/create.ts";
 import { type ImageInfo, imageInfo } from "../jobs/info.ts";
 import { type MapEntry, type MapRange, mapImage } from "../jobs/map.ts";
 import type { CreatableFormat, DriverOptions, FormatOptions } from "./driver-options.ts";
-import { type OpenOptions, openEnvironment, openWith } from "./open.ts";
+import { type OpenOptions, openEnvironment, openWith, type Surroundings } from "./open.ts";
 
 type ImageName = string | URL | DriverOptions;
 
@@ -134,7 +134,7 @@ export type CreateOptions = NewImageOptions & {
   readonly size?: number | undefined;
   /** The backing file is not looked at; a size is needed then. */
   readonly unsafeBacking?: boolean | undefined;
-} & Pick<OpenOptions, "gate" | "onWarning">;
+} & Surroundings;
 
 /** Makes an image; what was in the file before is gone. BlockError with qemu-img's words. */
 export async function create(filename: string | URL, options: CreateOptions): Promise<void> {
@@ -154,7 +154,7 @@ export async function create(filename: string | URL, options: CreateOptions): Pr
 /** Where `convert` writes to: an image that is open and long enough, or one that it makes. */
 export type ConvertTarget = BlockBackend | (NewImageOptions & { readonly filename: string | URL });
 
-export interface ConvertOptions extends CopyOptions, BitmapOptions, Pick<OpenOptions, "gate"> {
+export interface ConvertOptions extends CopyOptions, BitmapOptions, Pick<Surroundings, "gate" | "secrets"> {
   /** How sources are opened that are not open yet. */
   readonly source?: Omit<JobOptions, "gate" | "onWarning" | "signal"> | undefined;
   /** Default: unsafe, for a half-written image is of no use anyway. */
@@ -173,7 +173,17 @@ export async function convert(
   const environment = openEnvironment(options);
   const { signal } = options;
   const open = (name: ImageName) =>
-    openWith(name, { ...options.source, gate: environment.gate, onWarning: environment.warn, signal }, {});
+    openWith(
+      name,
+      {
+        secrets: options.secrets,
+        ...options.source,
+        gate: environment.gate,
+        onWarning: environment.warn,
+        signal,
+      },
+      {},
+    );
   const copy = (images: readonly BlockBackend[]) =>
     convertImages(images, convertTarget(target), { ...options, onWarning: environment.warn, environment });
   const openNext = (left: readonly ImageSource[], images: readonly BlockBackend[]): Promise<void> => {

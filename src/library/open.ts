@@ -31,11 +31,19 @@ export interface OpenOptions {
   readonly signal?: AbortSignal | undefined;
   /** Asked for every file that the image names. Default: all are followed, as by qemu-img; see `denyAll`. */
   readonly gate?: OpenGate | undefined;
+  /**
+   * Passphrases by the ids under which options name them (`"key-secret": "key0"`); text is taken as UTF-8.
+   * qemu-img's `--object secret`.
+   */
+  readonly secrets?: Readonly<Record<string, string | Uint8Array>> | undefined;
   /** Gets the text of a warning. Default: `process.emitWarning`. */
   readonly onWarning?: ((message: string) => void) | undefined;
   /** Where the nodes live: images of one context can use each other's nodes by name. Default: a new one. */
   readonly context?: AioContext | undefined;
 }
+
+/** What of the options every job takes that opens something. */
+export type Surroundings = Pick<OpenOptions, "gate" | "onWarning" | "secrets">;
 
 /** A gate for images from untrusted hands: refuses every file that an image names. */
 export const denyAll: OpenGate = async ({ kind, filename }) => {
@@ -89,14 +97,15 @@ export async function openWith(
 }
 
 /** The surroundings that a job or `open` gives to the block layer, from a user's choices. */
-export function openEnvironment({
-  gate,
-  onWarning,
-}: Pick<OpenOptions, "gate" | "onWarning">): OpenEnvironment {
+export function openEnvironment({ gate, onWarning, secrets = {} }: Surroundings): OpenEnvironment {
+  const secret = (id: string) => {
+    const data = Object.hasOwn(secrets, id) ? secrets[id] : undefined;
+    return data === undefined ? undefined : { data: Buffer.from(data) };
+  };
   const tell = onWarning ?? emitWarning;
   const warn = (message: string, hint?: string) => tell(hint === undefined ? message : `${message}\n${hint}`);
   // Lines for stderr that bring their own prefix: who gets warnings need not be told that it is one.
-  return { gate: gate ?? openGate, warn, message: (line) => warn(line.replace(/^WARNING: /, "")) };
+  return { gate: gate ?? openGate, warn, message: (line) => warn(line.replace(/^WARNING: /, "")), secret };
 }
 
 function emitWarning(message: string): void {
