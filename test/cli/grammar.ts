@@ -30,7 +30,6 @@ const BROKEN = [
   "cut.qcow2",
   "lazy.qcow2",
   "broken-chain.qcow2",
-  "loop.qcow2",
   "garbage.qcow2",
   "sub",
   "none",
