@@ -9,6 +9,7 @@ export type { BlockStatus, ChainStatus } from "./block/block-status.ts";
 export type { DirtyExtent, NewBitmap } from "./block/dirty-bitmap.ts";
 export { BlockError, type BlockErrorOptions, type Errno, errnoNumber, strerror } from "./block/errors.ts";
 export type { BitmapInfo, BitmapSource, ImageBitmaps } from "./block/image-bitmaps.ts";
+export type { ImageSnapshots, SnapshotDetails } from "./block/image-snapshots.ts";
 export type { IoVector } from "./block/iov.ts";
 export { type ExternalReference, type OpenGate, openGate } from "./block/open.ts";
 export type { CacheMode } from "./block/open-flags.ts";

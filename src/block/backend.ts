@@ -8,8 +8,9 @@ import { type BlockChild, type ChildParent, Perm, type PermPair } from "./child.
 import { Coroutine } from "./coroutine.ts";
 import { type Prealloc, Req, type ReqFlags } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
-import { attachRoot, detach } from "./graph.ts";
+import { attachRoot, detach, setEdgePerm } from "./graph.ts";
 import { ImageBitmaps } from "./image-bitmaps.ts";
+import { ImageSnapshots } from "./image-snapshots.ts";
 import { type IoVector, iovLength } from "./iov.ts";
 import type { BlockNode } from "./node.ts";
 import { type OpenRequest, openNode } from "./open.ts";
@@ -35,6 +36,8 @@ export interface BackendOptions {
   readonly writethrough?: boolean;
   /** Requests past the end are passed on, for a format driver that makes an image.  @qemu blk_set_allow_write_beyond_eof */
   readonly allowBeyondEof?: boolean;
+  /** False: the right to change the length is only taken by `truncate`.  @qemu BDRV_O_RESIZE */
+  readonly resize?: boolean;
   /** What is used and shared; by default reading, and writing and resizing where the node may be written, all shared. */
   readonly perm?: PermPair;
 }
@@ -44,7 +47,10 @@ export class BlockBackend implements ChildParent {
   readonly writethrough: boolean;
   /** What has been written to since when, for backups. */
   readonly bitmaps = new ImageBitmaps(this);
+  readonly snapshots = new ImageSnapshots(this);
   readonly #allowBeyondEof: boolean;
+  /** What is used of a node that may be written, beside reading. */
+  #writePerm: number;
   #root: BlockChild | undefined;
   #quiesced = 0;
   #inFlight = 0;
@@ -53,6 +59,7 @@ export class BlockBackend implements ChildParent {
     this.context = context;
     this.writethrough = options.writethrough ?? false;
     this.#allowBeyondEof = options.allowBeyondEof ?? false;
+    this.#writePerm = Perm.Write | Perm.WriteUnchanged | ((options.resize ?? true) ? Perm.Resize : 0);
   }
 
   /** Opens a node and puts a backend on it.  @qemu blk_new_open */
@@ -71,7 +78,7 @@ export class BlockBackend implements ChildParent {
     options: BackendOptions = {},
   ): Promise<BlockBackend> {
     const backend = new BlockBackend(caller.context, options);
-    const write = node.readOnly ? 0 : Perm.Write | Perm.WriteUnchanged | Perm.Resize;
+    const write = node.readOnly ? 0 : backend.#writePerm;
     const perm = options.perm ?? { used: Perm.ConsistentRead | write, shared: Perm.All };
     backend.#root = await attachRoot(caller, backend, node, perm);
     return backend;
@@ -212,8 +219,18 @@ export class BlockBackend implements ChildParent {
   }
 
   /** Changes the length to `bytes`.  @qemu blk_co_truncate */
-  truncate(bytes: number, prealloc: Prealloc = "off", exact = false): Promise<void> {
-    return this.run((co, root) => root.truncate(co, bytes, exact, prealloc));
+  async truncate(bytes: number, prealloc: Prealloc = "off", exact = false): Promise<void> {
+    await this.#takeResize();
+    await this.run((co, root) => root.truncate(co, bytes, exact, prealloc));
+  }
+
+  async #takeResize(): Promise<void> {
+    if (this.#writePerm & Perm.Resize || this.node.readOnly) return;
+    await this.context.run((main) => {
+      const { used, shared } = this.root.perm;
+      return setEdgePerm(main, this.root, { used: used | Perm.Resize, shared });
+    });
+    this.#writePerm |= Perm.Resize;
   }
 
   /** What holds from `offset` on, through the backing chain; zeroes of lower layers are looked for. */
@@ -223,7 +240,7 @@ export class BlockBackend implements ChildParent {
 
   /** Changes how the image is open, its requests waiting meanwhile. An error leaves all as it was.  @qemu bdrv_reopen */
   async reopen(changes: ReopenChanges): Promise<void> {
-    const write = Perm.Write | Perm.WriteUnchanged | Perm.Resize;
+    const write = this.#writePerm;
     await this.context.run((main) => {
       const { used, shared } = this.root.perm;
       return reopenSubtree(main, this.root, changes, (readOnly) => ({

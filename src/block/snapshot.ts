@@ -17,15 +17,6 @@ export async function listSnapshots(
   return listSnapshots(co, fallback(node, new BlockError("ENOTSUP")));
 }
 
-/** @qemu bdrv_snapshot_find */
-export async function findSnapshot(
-  co: Coroutine<"read">,
-  node: BlockNode,
-  name: string,
-): Promise<SnapshotInfo | undefined> {
-  return (await listSnapshots(co, node)).find((snapshot) => snapshot.name === name);
-}
-
 /** @qemu bdrv_snapshot_create */
 export function createSnapshot(
   caller: Coroutine<"none"> | MainLoop,

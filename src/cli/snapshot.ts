@@ -3,13 +3,6 @@
 import type { BlockBackend } from "../block/backend.ts";
 import type { SnapshotInfo } from "../block/driver.ts";
 import { BlockError, errnoNumber, strerror } from "../block/errors.ts";
-import {
-  createSnapshot,
-  deleteSnapshot,
-  findSnapshot,
-  gotoSnapshot,
-  listSnapshots,
-} from "../block/snapshot.ts";
 import { type CliContext, CommandError, UsageError } from "./command.ts";
 import type { Getopt } from "./getopt.ts";
 import { snapshotTable } from "./info-text.ts";
@@ -68,57 +61,48 @@ function parse(args: Getopt, context: CliContext): SnapshotArguments {
 }
 
 async function list(image: BlockBackend, { stdout }: CliContext): Promise<void> {
-  const snapshots = await image
-    .run((co, { node }) => listSnapshots(co, node))
-    .catch((error: unknown): readonly SnapshotInfo[] => {
-      // A format that can't have any has none.
-      if (error instanceof BlockError) return [];
-      throw error;
-    });
+  const snapshots = await known(image);
   if (snapshots.length === 0) return;
   stdout.write(`${["Snapshot list:", ...snapshotTable(snapshots)].join("\n")}\n`);
 }
 
+/** A format that can't have any has none. */
+async function known(image: BlockBackend): Promise<readonly SnapshotInfo[]> {
+  try {
+    return await image.snapshots.list();
+  } catch (error) {
+    if (error instanceof BlockError) return [];
+    throw error;
+  }
+}
+
 const actions = {
   async create(image: BlockBackend, name: string): Promise<void> {
-    const now = Date.now();
-    const snapshot = {
-      name,
-      dateSec: Math.floor(now / 1000),
-      dateNsec: (now % 1000) * 1_000_000,
-      vmStateSize: 0,
-      vmClockNsec: 0n,
-      icount: 0n,
-    };
     try {
-      await image.context.run((main) => createSnapshot(main, image.node, snapshot));
+      await image.snapshots.create(name, { icount: 0n });
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
       const { errno } = error;
-      throw new CommandError([
-        `Could not create snapshot '${name}': -${errnoNumber(errno)} (${strerror(errno)})`,
-      ]);
+      const reason = `-${errnoNumber(errno)} (${strerror(errno)})`;
+      throw new CommandError([`Could not create snapshot '${name}': ${reason}`]);
     }
   },
 
   async apply(image: BlockBackend, idOrName: string): Promise<void> {
     try {
-      await image.context.run((main) => gotoSnapshot(main, image.node, idOrName));
+      await image.snapshots.apply(idOrName);
     } catch (error) {
       throw BlockError.wrap(`Could not apply snapshot '${idOrName}'`, error);
     }
   },
 
+  /** By its name only.  @qemu bdrv_snapshot_find */
   async delete(image: BlockBackend, name: string): Promise<void> {
     const prefix = `Could not delete snapshot '${name}'`;
-    const found = await image
-      .run((co, { node }) => findSnapshot(co, node, name))
-      .catch((error: unknown) => {
-        if (!(error instanceof BlockError)) throw error;
-      });
+    const found = (await known(image)).find((snapshot) => snapshot.name === name);
     if (!found) throw new CommandError([`${prefix}: snapshot not found`]);
     try {
-      await image.context.run((main) => deleteSnapshot(main, image.node, { id: found.id, name: found.name }));
+      await image.snapshots.delete({ id: found.id, name });
     } catch (error) {
       throw BlockError.wrap(prefix, error);
     }

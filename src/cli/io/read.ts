@@ -3,7 +3,6 @@
 import { BlockError } from "../../block/errors.ts";
 import { type IoVector, iovFlatten, iovLength } from "../../block/iov.ts";
 import { SECTOR_SIZE } from "../../block/units.ts";
-import { loadVmState } from "../../block/vm-state.ts";
 import type { AioOutcome } from "./aio.ts";
 import { scratchVector } from "./buffers.ts";
 import { CommandFault, type IoCommand, parseArguments, UsageFault } from "./command.ts";
@@ -57,7 +56,7 @@ export const read: IoCommand = {
     const { offset, bytes } = wanted;
     const iov = needsContent(wanted) ? Buffer.alloc(bytes) : scratchVector(bytes);
     return timedRead(session, "read", offset, iov, wanted, async () => {
-      if (wanted.vmState) await session.backend.run((co, { node }) => loadVmState(co, node, offset, iov));
+      if (wanted.vmState) await session.backend.snapshots.loadVmState(offset, iov);
       else await session.readInto(offset, iov);
     });
   },

@@ -4,7 +4,6 @@ import type { RequestOptions } from "../../block/backend.ts";
 import { BlockError } from "../../block/errors.ts";
 import type { IoVector } from "../../block/iov.ts";
 import { MAX_REQUEST_BYTES } from "../../block/units.ts";
-import { saveVmState } from "../../block/vm-state.ts";
 import type { AioOutcome } from "./aio.ts";
 import { fileVector, patternVector } from "./buffers.ts";
 import { CommandFault, type IoCommand, parseArguments, UsageFault } from "./command.ts";
@@ -55,7 +54,7 @@ export const write: IoCommand = {
     const options = requestOptions(session, wanted);
     return timedWrite(session, "write", offset, bytes, wanted, async () => {
       if (wanted.vmState) {
-        await backend.run((co, { node }) => saveVmState(co, node, offset, iov));
+        await backend.snapshots.saveVmState(offset, iov);
         if (session.opened.writethrough) await backend.flush();
       } else if (wanted.zeroes) await backend.writeZeroes(offset, bytes, options);
       else await backend.write(offset, iov, { ...options, compressed: wanted.compressed });
