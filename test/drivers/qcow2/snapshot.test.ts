@@ -125,7 +125,7 @@ describe("qcow2 snapshots", { skip }, () => {
     const between = await contentOf(filename, "between");
     for (let index = 0; index < 24; index++) {
       const values = new Set(between.subarray(index * unit, (index + 1) * unit));
-      assert.equal(values.size, 1, `piece ${index} holds ${[...values]}`);
+      assert.equal(values.size, 1, `piece ${index} holds ${[...values].join(", ")}`);
     }
     assert.ok((await contentOf(filename, "after")).every((byte) => byte === 3));
   });
