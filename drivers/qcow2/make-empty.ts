@@ -107,6 +107,7 @@ async function rebuildTables(co: Coroutine<"read">, state: Qcow2State): Promise<
   setEntry(state.refcountTable, 0, blockAt, false);
   state.refcountCache.clear();
   await state.refcountCache.put(co, blockAt, new Uint8Array(clusterSize));
+  if (file.debug) await file.debug.event(co, "cluster_alloc");
   await changeRefcounts(co, state, 0, clusters * clusterSize, 1, "never");
   await state.refcountCache.flush(co);
 }

@@ -5,7 +5,7 @@ import { type CliContext, UsageError } from "./command.ts";
 import { parseSizeArgument } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { cacheFlags, openImage } from "./open-image.ts";
+import { cacheFlags, openImage, thenClose } from "./open-image.ts";
 import { Progress } from "./progress.ts";
 
 interface CommitArguments {
@@ -30,7 +30,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     writethrough,
     environment: context.environment,
   });
-  try {
+  await thenClose(image, async () => {
     const progress = new Progress(context, wanted.progress && !quiet);
     let succeeded = false;
     try {
@@ -45,9 +45,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     } finally {
       progress.end(succeeded);
     }
-  } finally {
-    await image.close();
-  }
+  });
   if (!quiet) context.stdout.write("Image committed.\n");
   return 0;
 }

@@ -2,10 +2,10 @@
 
 import type { BlockBackend } from "../block/backend.ts";
 import { rebaseImage } from "../jobs/rebase.ts";
-import { type CliContext, UsageError } from "./command.ts";
+import { type CliContext, ExitError, UsageError } from "./command.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { cacheFlags, openImage } from "./open-image.ts";
+import { cacheFlags, openImage, thenClose } from "./open-image.ts";
 import { Progress } from "./progress.ts";
 
 interface RebaseArguments {
@@ -52,19 +52,23 @@ async function rebase(wanted: RebaseArguments, progress: Progress, context: CliC
     writethrough,
     environment,
   });
-  try {
+  await thenClose(image, async () => {
     const step = await progressStep(image);
-    await rebaseImage(image, {
-      ...wanted,
-      unsafe,
-      sourceFlags: { ...sourceCache, forceShare: flags.has("force-share") },
-      environment,
-      onProgress: () => progress.advance(step),
-      signal,
-    });
-  } finally {
-    await image.close();
-  }
+    try {
+      await rebaseImage(image, {
+        ...wanted,
+        unsafe,
+        sourceFlags: { ...sourceCache, forceShare: flags.has("force-share") },
+        environment,
+        onProgress: () => progress.advance(step),
+        signal,
+      });
+    } catch (error) {
+      // Said before what closing has to say.
+      context.report(error);
+      throw new ExitError(1);
+    }
+  });
 }
 
 /** Percent for each piece that is looked at: qemu-img's own division, which leaves out a last part of a piece. */

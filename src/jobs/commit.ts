@@ -183,7 +183,7 @@ async function* planSteps(
   signal: AbortSignal | undefined,
 ): AsyncGenerator<Step, void> {
   const clusterBytes = (await infoOf(target, target.node))?.clusterSize || 1;
-  const reaches = await statusReaches(top);
+  const layers = await layersOf(top);
   for await (const { start, end } of ranges) {
     for (let offset = start; offset < end; ) {
       const asked = Math.min(end - offset, MAX_ZERO_BYTES);
@@ -193,7 +193,7 @@ async function* planSteps(
         signal,
       );
       let bytes = alignDown(Math.min(status.bytes, status.data ? MAX_COPY_BYTES : MAX_ZERO_BYTES), granule);
-      const isSeen = (reaches[status.depth] ?? granule) >= granule;
+      const isSeen = statusReach(layers, status.depth, offset) >= granule;
       const fills = bytes > 0 && isSeen && offset % clusterBytes === 0 && bytes % clusterBytes === 0;
       const kind = status.data || !fills ? "copy" : status.zero ? "zero" : "discard";
       if (kind === "copy") bytes = Math.min(Math.max(bytes, granule), MAX_COPY_BYTES, end - offset);
@@ -203,21 +203,32 @@ async function* planSteps(
   }
 }
 
-/**
- * How many bytes QEMU's block status tells of at once, down to each depth of the chain: its answers end with a slice
- * of an L2 table. With clusters of 512 bytes that is less than a granule, and no zeroes are seen that fill one.
- */
-async function statusReaches(top: BlockBackend): Promise<number[]> {
-  const reaches: number[] = [];
-  let least = Number.POSITIVE_INFINITY;
-  for (let layer: BlockNode | undefined = top.node; layer; layer = backingChainNext(layer)) {
+/** A layer of the chain, and how many bytes QEMU's block status tells of at once: its answers end with a slice of an L2 table. */
+interface Layer {
+  readonly bytes: number;
+  readonly reach: number;
+}
+
+async function layersOf(top: BlockBackend): Promise<readonly Layer[]> {
+  const layers: Layer[] = [];
+  for (let node: BlockNode | undefined = skipFilters(top.node); node; node = backingChainNext(node)) {
+    const layer = node;
+    const bytes = await top.run((co) => layer.getLength(co));
     const { clusterSize = 0, subclusterSize = clusterSize } = (await infoOf(top, layer)) ?? {};
     const entryBytes = subclusterSize < clusterSize ? 16 : 8;
-    if (clusterSize > 0)
-      least = Math.min(least, (Math.min(clusterSize, MAX_SLICE_BYTES) / entryBytes) * clusterSize);
-    reaches.push(least);
+    const reach = (Math.min(clusterSize, MAX_SLICE_BYTES) / entryBytes) * clusterSize;
+    layers.push({ bytes, reach: reach || Number.POSITIVE_INFINITY });
   }
-  return reaches;
+  return layers;
+}
+
+/**
+ * Of an answer from so deep down, through all above it; behind the end of a layer no table is asked. With clusters of
+ * 512 bytes it is less than a granule, and QEMU sees no zeroes that fill one.
+ */
+function statusReach(layers: readonly Layer[], depth: number, offset: number): number {
+  const asked = layers.slice(0, depth + 1).filter(({ bytes }) => offset < bytes);
+  return Math.min(...asked.map(({ reach }) => reach));
 }
 
 function infoOf(backend: BlockBackend, node: BlockNode): Promise<DriverInfo | undefined> {
