@@ -36,5 +36,9 @@ export async function measureImage(request: MeasureImageRequest): Promise<Measur
 
 /** A word that an option does not take is refused as everywhere but in `create`. */
 function plainlyRefusing(table: OptionTable): OptionTable {
-  return Object.fromEntries(Object.entries(table).map(([key, { refusal: _, ...spec }]) => [key, spec]));
+  const plain = Object.entries(table).map(([key, spec]) => {
+    const { refusal, ...rest } = spec;
+    return [key, refusal === undefined ? spec : rest] as const;
+  });
+  return Object.fromEntries(plain);
 }

@@ -168,7 +168,7 @@ describe("the table of commands", { skip: missingTool }, () => {
   it("is that of qemu-img's help", async () => {
     const help = spawnSync("qemu-img", ["--help"], { encoding: "utf8" }).stdout;
     const names = [...help.matchAll(/^ {2}([a-z]+) [[(].*$/gm)].map(([, name]) => name);
-    assert.deepEqual(commands.map(({ name }) => name).sort(), names.sort());
+    assert.deepEqual(new Set(commands.map(({ name }) => name)), new Set(names));
     assert.equal(syntax((await runOurs(["--help"], ".")).stdout), syntax(help));
   });
 

@@ -102,7 +102,9 @@ export class Fixture {
     // Copying costs more than most commands: what nobody wrote to serves the next one.
     if (stamps(oursIn) === untouched && stamps(theirsIn) === untouched) return;
     this.#pair = undefined;
-    const { status, stdout } = spawnSync("diff", ["-rq", "--no-dereference", oursIn, theirsIn]);
+    const { status, stdout } = spawnSync("diff", ["-rq", "--no-dereference", oursIn, theirsIn], {
+      encoding: "utf8",
+    });
     assert.equal(status, 0, `${what}: ${stdout}`);
     for (const directory of [theirsIn, oursIn]) fs.rmSync(directory, { recursive: true });
   }

@@ -280,8 +280,8 @@ const GRAMMARS: Readonly<Record<string, Grammar>> = {
   dd: {
     options: [FORMAT, valued("-O", ["raw", "qcow2", "qcow2", "foo"]), SHARE, OBJECT],
     operands: [
-      (random) => [`if=${image(random)}`],
-      (random) => [`of=${target(random)}`],
+      (random) => [`if=${image(random)[0]}`],
+      (random) => [`of=${target(random)[0]}`],
       dd("bs", ["512", "1000", "64k", "1M", "0", "x", "3G"]),
       (random) => (random.chance(0.4) ? dd("count", ["1", "3", "0", "100000", "x"])(random) : []),
       (random) => (random.chance(0.4) ? dd("skip", ["1", "3", "0", "100000", "x", "7E"])(random) : []),
