@@ -21,6 +21,8 @@ export interface HostFile {
   isDirect: boolean;
   /** All of it is in memory: a synchronous read never waits. */
   readonly inMemory: boolean;
+  /** How many small reads are still made without the native calls. */
+  earlyReads: number;
   readonly posix: Posix;
 }
 
@@ -53,10 +55,21 @@ export async function fullPread(host: HostFile, offset: number, iov: IoVector): 
   }
 }
 
+/**
+ * The first reads of a file are of headers and tables, and often there are no more: for those few the native calls,
+ * which take 5 ms to load, are not worth it.
+ */
+export const EARLY_READS = 16;
+const MAX_EARLY_BYTES = 64 * KiB;
+
+function isEarly(host: HostFile, buffer: Uint8Array): boolean {
+  return host.earlyReads > 0 && buffer.length <= MAX_EARLY_BYTES && host.earlyReads-- > 0;
+}
+
 /** Bytes that could be read without waiting. */
 function preadCached(host: HostFile, buffer: Uint8Array, offset: number): number {
   try {
-    if (host.inMemory) return fs.readSync(host.fd, buffer, 0, buffer.length, offset);
+    if (host.inMemory || isEarly(host, buffer)) return fs.readSync(host.fd, buffer, 0, buffer.length, offset);
     if (!host.posix.canPreadNowait) return 0;
     return Math.max(host.posix.preadNowait(host.fd, buffer, offset), 0);
   } catch (error) {

@@ -11,6 +11,7 @@ import { posix } from "../src/platform/posix.ts";
 import {
   copyRange,
   directAlignment,
+  EARLY_READS,
   fileStatus,
   fullPread,
   fullPwrite,
@@ -168,10 +169,20 @@ async function openFile(
         `'${driver}' driver requires '${filename}' to be either a character or block device`,
       );
     const inMemory = !isDevice && !direct && fs.statfsSync(filename).type === TMPFS_MAGIC;
-    return fileOps(
-      { fd, filename, isDevice, isDirect: direct, inMemory, slowUntil: 0, posix: posix() },
-      node,
-    );
+    const host: HostFile = {
+      fd,
+      filename,
+      isDevice,
+      isDirect: direct,
+      inMemory,
+      earlyReads: EARLY_READS,
+      slowUntil: 0,
+      // Loaded when it is first needed.
+      get posix() {
+        return posix();
+      },
+    };
+    return fileOps(host, node);
   } catch (error) {
     fs.closeSync(fd);
     throw toBlockError(error);
