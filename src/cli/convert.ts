@@ -240,7 +240,10 @@ async function overwrite(
   try {
     const targetIsZero = flags.has("target-is-zero");
     await convert(sources, target, { ...options, targetIsZero, keepBacking: backingFile !== undefined });
-  } finally {
-    await target.close();
+  } catch (error) {
+    // Why it failed says more than what closing says now.
+    await target.close().catch(() => {});
+    throw error;
   }
+  await target.close();
 }

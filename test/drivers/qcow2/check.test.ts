@@ -30,7 +30,7 @@ async function ours(filename: string): Promise<Verdict> {
       {
         flags: { readOnly: true, check: true },
         environment: {
-          warn: (text) => lines.push(`warning: ${text}`),
+          warn: (text, hint) => lines.push(`warning: ${text}`, ...(hint === undefined ? [] : [hint])),
           message: (line) => lines.push(line),
         },
       },

@@ -39,7 +39,7 @@ async function ours(filename: string, readOnly: boolean): Promise<Outcome> {
       { driver: "qcow2", file: { driver: "file", filename } },
       {
         flags: { readOnly, noBacking: true, noIo: true },
-        environment: { warn: (text) => warnings.push(text) },
+        environment: { warn: (text, hint) => warnings.push(hint === undefined ? text : `${text}\n${hint}`) },
       },
     );
     try {
@@ -314,7 +314,9 @@ describe("qcow2 header written", () => {
       { flags: { readOnly: true } },
     );
     try {
-      return await backend.run((co) => parseHeader(co, backend.root, { writable: false, check: false, warn: assert.fail }));
+      return await backend.run((co) =>
+        parseHeader(co, backend.root, { writable: false, check: false, warn: assert.fail }),
+      );
     } finally {
       await backend.close();
     }
