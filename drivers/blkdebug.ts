@@ -3,7 +3,7 @@
 import fs from "node:fs";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { abortable } from "../src/block/abort.ts";
-import type { BlockChild } from "../src/block/child.ts";
+import { type BlockChild, type ChildRole, Perm } from "../src/block/child.ts";
 import type { Coroutine } from "../src/block/coroutine.ts";
 import {
   type BlockLimits,
@@ -15,7 +15,8 @@ import {
 import { BlockError, errnoFromNumber, errnoNumber, toBlockError } from "../src/block/errors.ts";
 import { iovLength } from "../src/block/iov.ts";
 import type { BlockNode } from "../src/block/node.ts";
-import type { Options, OptionValues } from "../src/block/options.ts";
+import type { OpeningNode } from "../src/block/open.ts";
+import { type Options, type OptionValues, takePrefix } from "../src/block/options.ts";
 import { isAligned, isPowerOfTwo, SECTOR_SIZE } from "../src/block/units.ts";
 import { EVENTS, IO_TYPES, type IoType, type RuleOptions, readRules } from "./blkdebug-rules.ts";
 
@@ -42,6 +43,8 @@ export const blkdebug: FilterDriver<typeof options> = {
   options,
 
   parseFilename(filename) {
+    // Without the prefix, everything else is among the options.
+    if (!filename.startsWith("blkdebug:")) return new Map([["x-image", filename]]);
     const match = /^blkdebug:([^:]*):(.*)$/s.exec(filename);
     if (!match) throw new BlockError("EINVAL", "blkdebug requires both config file and image path");
     const parsed: Options = new Map([["x-image", match[2] as string]]);
@@ -62,7 +65,14 @@ export const blkdebug: FilterDriver<typeof options> = {
     const ruleOptions = handle.takeOptionsUnder(["inject-error.", "set-state."]);
     for (const [key, value] of ruleOptions) node.ownOptions.set(key, value);
     for (const rule of readRules(config, ruleOptions)) rules.add(rule);
-    const image = await handle.openChild(co, "image", { filtered: true, primary: true }, given["x-image"]);
+    const taken = readPerms(handle, "take-child-perms.");
+    const unshared = readPerms(handle, "unshare-child-perms.");
+    const role: ChildRole = {
+      filtered: true,
+      primary: true,
+      perm: ({ used, shared }) => ({ used: used | taken, shared: shared & ~unshared }),
+    };
+    const image = await handle.openChild(co, "image", role, given["x-image"]);
     if (!image) throw new BlockError("EINVAL", 'A block device must be specified for "image"');
     const limits = readLimits(given, image.node.limits.requestAlignment);
     // Rules of the event "none" hold from the start.
@@ -72,11 +82,51 @@ export const blkdebug: FilterDriver<typeof options> = {
 };
 
 function readConfigFile(filename: string): string {
+  let fd: number;
   try {
-    return fs.readFileSync(filename, "utf8");
+    fd = fs.openSync(filename, "r");
   } catch (error) {
     throw BlockError.wrap("Could not read blkdebug config file", toBlockError(error));
   }
+  try {
+    return fs.readFileSync(fd, "utf8");
+  } catch (error) {
+    throw BlockError.wrap("Cannot read config file", toBlockError(error));
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+const PERM_NAMES: Readonly<Record<string, number>> = {
+  "consistent-read": Perm.ConsistentRead,
+  write: Perm.Write,
+  "write-unchanged": Perm.WriteUnchanged,
+  resize: Perm.Resize,
+};
+
+/** A mask from the list "PREFIX0", "PREFIX1", ... */
+function readPerms({ takeOptionsUnder }: OpeningNode, prefix: string): number {
+  const given = takePrefix(takeOptionsUnder([prefix]), prefix);
+  const keys = [...given.keys()];
+  const fail = (message: string): never => {
+    throw new BlockError("EINVAL", message);
+  };
+  let mask = 0;
+  if (keys.some((key) => !/^[0-9]+(\.|$)/.test(key)))
+    fail("Invalid parameter type for '<anonymous>', expected: array");
+  const indices = new Set(keys.map((key) => Number.parseInt(key, 10)));
+  const last = Math.max(...indices);
+  if (indices.size > 0 && last !== indices.size - 1)
+    fail(`List indices are not contiguous, saw ${indices.size} elements but ${last} largest index`);
+  for (let index = 0; index < indices.size; index++) {
+    const name = given.get(String(index));
+    if (name === undefined) fail(`Invalid parameter type for '[${index}]', expected: string`);
+    const perm = PERM_NAMES[String(name)];
+    // The list's elements have no name, which QEMU's message shows.
+    if (perm === undefined) fail(`Parameter 'null' does not accept value '${name}'`);
+    mask |= perm as number;
+  }
+  return mask;
 }
 
 type Given = OptionValues<typeof options>;
@@ -192,7 +242,11 @@ class RuleBook implements DebugOps {
     const tag = rule.tag ?? "";
     this.#remove(rule);
     let request: SuspendedRequest | undefined;
-    const resumed = new Promise<void>((wake) => {
+    const resumed = new Promise<void>((resolve) => {
+      const wake = () => {
+        this.#notice(`blkdebug: Resuming request '${tag}'`);
+        resolve();
+      };
       request = { tag, wake };
       this.#suspended.unshift(request);
     });
@@ -203,7 +257,6 @@ class RuleBook implements DebugOps {
     } finally {
       this.#suspended = this.#suspended.filter((other) => other !== request);
     }
-    this.#notice(`blkdebug: Resuming request '${tag}'`);
   }
 
   readonly addBreakpoint = (event: string, tag: string): void => {
@@ -238,7 +291,7 @@ class RuleBook implements DebugOps {
     });
     if (!rule) return;
     if (rule.once) this.#remove(rule);
-    if (rule.errno === 0) return;
+    if (rule.errno <= 0) return;
     // As from a device: the caller has gone on before it fails.
     if (!rule.immediately) await nextTurn();
     const errno = errnoFromNumber(rule.errno);

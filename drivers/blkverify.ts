@@ -19,6 +19,7 @@ export const blkverify: FilterDriver<typeof options> = {
   options,
 
   parseFilename(filename) {
+    if (!filename.startsWith("blkverify:")) return new Map([["x-image", filename]]);
     const match = /^blkverify:([^:]*):(.*)$/s.exec(filename);
     if (!match) throw new BlockError("EINVAL", "blkverify requires raw copy and original image path");
     const parsed: Options = new Map();

@@ -81,33 +81,25 @@ function jsonFilename(node: BlockNode): string {
   return `json:${toQemuJson(fullOpenOptions(node))}`;
 }
 
-/** QEMU's objects come out in an order of their own, which those who compare its output rely on: as seen of it. */
-const KEYS_BEFORE_DRIVER = [
-  "encrypt.key-secret",
-  "log",
-  "read-pattern",
-  "children",
-  "backing",
-  "image",
-  "read-zeroes",
-  "offset",
-  "throttle-group",
-];
-const KEYS_AT_END = ["size", "file", "key-secret"];
+/** QEMU's objects come out in the order of their hash tables, which those who compare its output rely on. */
+const HASH_BUCKETS = 512;
 
-function keyRank(key: string): number {
-  const early = KEYS_BEFORE_DRIVER.indexOf(key);
-  if (early >= 0) return early;
-  if (key === "driver") return KEYS_BEFORE_DRIVER.length;
-  return KEYS_BEFORE_DRIVER.length + 2 + KEYS_AT_END.indexOf(key);
+/** The hash of Samba's tdb, which those tables use: text to one of the buckets. */
+function bucketOf(key: string): number {
+  const bytes = new TextEncoder().encode(key);
+  let sum = Math.imul(0x238f13af, bytes.length);
+  for (const [index, byte] of bytes.entries()) sum = (sum + (byte << ((index * 5) % 24))) | 0;
+  return ((Math.imul(1103515243, sum) + 12345) >>> 0) % HASH_BUCKETS;
 }
 
 /** JSON with the spaces that QEMU's own writer puts. */
 function toQemuJson(value: unknown): string {
   if (value === null || typeof value !== "object") return JSON.stringify(value);
   if (Array.isArray(value)) return `[${value.map(toQemuJson).join(", ")}]`;
+  // Of those in one bucket the latest comes first.
   const members = Object.entries(value)
-    .sort(([a], [b]) => keyRank(a) - keyRank(b))
+    .reverse()
+    .sort(([a], [b]) => bucketOf(a) - bucketOf(b))
     .map(([key, member]) => `${JSON.stringify(key)}: ${toQemuJson(member)}`);
   return `{${members.join(", ")}}`;
 }

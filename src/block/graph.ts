@@ -16,6 +16,7 @@ import { assert, BlockError } from "./errors.ts";
 import type { GraphWriter } from "./graph-lock.ts";
 import { flush } from "./io.ts";
 import { type BlockNode, DEFAULT_LIMITS } from "./node.ts";
+import { isAligned, SECTOR_SIZE } from "./units.ts";
 
 /** A change in steps, of which all or none take effect.  @qemu include/qemu/transactions.h */
 export class Transaction {
@@ -187,6 +188,14 @@ function refreshPerms(transaction: Transaction, node: BlockNode): void {
   if (used & (Perm.Write | Perm.WriteUnchanged) && node.readOnly) {
     throw new BlockError("EPERM", "Block node is read-only", { node: node.nodeName });
   }
+  const isEven = isAligned(node.totalSectors * SECTOR_SIZE, node.limits.requestAlignment);
+  // The last block could only be written whole, which makes the node longer.
+  if (used & Perm.Write && !(used & Perm.Resize) && !isEven)
+    throw new BlockError(
+      "EPERM",
+      "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment",
+      { node: node.nodeName },
+    );
   for (const edge of node.children.values()) {
     setPerm(transaction, edge, childPerm(node, edge.role, { used, shared }));
     refreshPerms(transaction, edge.node);

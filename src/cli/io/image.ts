@@ -134,7 +134,8 @@ export const alloc: IoCommand = {
     let checked = 0;
     let allocated = 0;
     while (left > 0) {
-      const run = await allocatedRun(session.backend, offset + checked, left, "is_allocated failed");
+      const asked = allocatedRun(session.backend, offset + checked, left);
+      const run = await named("is_allocated failed: ", asked);
       if (run.bytes === 0) break;
       if (run.allocated) allocated += run.bytes;
       checked += run.bytes;
@@ -157,7 +158,9 @@ export const map: IoCommand = {
     const end = await backend.getLength();
     let offset = 0;
     while (offset < end) {
-      const run = await allocatedRun(backend, offset, end - offset, "Failed to get allocation status");
+      const run = await allocatedRun(backend, offset, end - offset).catch((error: unknown) => {
+        throw BlockError.wrap("Failed to get allocation status", error);
+      });
       if (run.bytes === 0) throw new BlockError("EIO", "Unexpected end of image");
       const state = run.allocated ? "    allocated" : "not allocated";
       context.stdout.write(
@@ -175,22 +178,17 @@ async function allocatedRun(
   backend: BlockBackend,
   offset: number,
   bytes: number,
-  failure: string,
 ): Promise<{ readonly allocated: boolean; readonly bytes: number }> {
   const status = (at: number, left: number) =>
     backend.run((co) => blockStatus(co, backend.node, false, at, left));
-  try {
-    const first = await status(offset, bytes);
-    let length = first.bytes;
-    while (length > 0 && length < bytes) {
-      const next = await status(offset + length, bytes - length);
-      if (next.bytes === 0 || next.allocated !== first.allocated) break;
-      length += next.bytes;
-    }
-    return { allocated: first.allocated, bytes: length };
-  } catch (error) {
-    throw BlockError.wrap(failure, error);
+  const first = await status(offset, bytes);
+  let length = first.bytes;
+  while (length > 0 && length < bytes) {
+    const next = await status(offset + length, bytes - length);
+    if (next.bytes === 0 || next.allocated !== first.allocated) break;
+    length += next.bytes;
   }
+  return { allocated: first.allocated, bytes: length };
 }
 
 export const info: IoCommand = {
