@@ -198,6 +198,10 @@ async function write(
 ): Promise<void> {
   try {
     await checkOverlap(co, state, offset, data.length);
+  } catch (error) {
+    throw BlockError.wrap("Qcow2 overlap check failed", error);
+  }
+  try {
     await state.file.pwrite(co, offset, data);
   } catch (error) {
     throw BlockError.wrap(`Failed to write bitmap '${name}' to file`, error);
