@@ -29,6 +29,7 @@ export {
 
 // Jobs.
 
+export type { CommitOptions } from "./jobs/commit.ts";
 export type { CompareResult } from "./jobs/compare.ts";
 export type { CopyOptions } from "./jobs/convert.ts";
 export type { ImageInfo } from "./jobs/info.ts";
@@ -41,6 +42,7 @@ export {
   type ConvertTarget,
   type CreateOptions,
   check,
+  commit,
   compare,
   convert,
   create,
@@ -48,7 +50,10 @@ export {
   info,
   type JobOptions,
   map,
+  measure,
   type NewImageOptions,
+  type RebaseOptions,
+  rebase,
 } from "./library/jobs.ts";
 
 // Drivers of one's own.

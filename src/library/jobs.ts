@@ -2,16 +2,20 @@
 
 import { fileURLToPath } from "node:url";
 import { BlockBackend } from "../block/backend.ts";
-import type { CheckResult } from "../block/driver.ts";
+import type { CheckResult, MeasureResult } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
-import type { CacheMode } from "../block/open-flags.ts";
+import { type CacheMode, parseCacheMode } from "../block/open-flags.ts";
+import type { OptionScalar } from "../block/options.ts";
 import { checkImage } from "../jobs/check.ts";
+import { type CommitOptions, commitImage } from "../jobs/commit.ts";
 import { CompareError, type CompareResult, compareImages } from "../jobs/compare.ts";
 import { type CopyOptions, convert as convertImages } from "../jobs/convert.ts";
 import type { BitmapOptions } from "../jobs/convert-bitmaps.ts";
 import { createImage } from "../jobs/create.ts";
 import { type ImageInfo, imageInfo } from "../jobs/info.ts";
 import { type MapEntry, type MapRange, mapImage } from "../jobs/map.ts";
+import { measureImage } from "../jobs/measure.ts";
+import { rebaseImage } from "../jobs/rebase.ts";
 import type { CreatableFormat, DriverOptions, FormatOptions } from "./driver-options.ts";
 import { type OpenOptions, openEnvironment, openWith, type Surroundings } from "./open.ts";
 
@@ -151,6 +155,26 @@ export async function create(filename: string | URL, options: CreateOptions): Pr
   });
 }
 
+/**
+ * How many bytes a new image would take: with the content of `source`, or empty and of so many bytes. ENOTSUP: its
+ * format does not say.
+ *
+ *     const { required } = await measure("disk.raw", { format: "qcow2" });
+ */
+export function measure(
+  source: ImageSource | number,
+  image: NewImageOptions,
+  options: JobOptions = {},
+): Promise<MeasureResult> {
+  const { format, backing } = image;
+  const given = new Map(Object.entries<OptionScalar>(image.options ?? {}));
+  if (backing) given.set("backing_file", backing.filename).set("backing_fmt", backing.format);
+  const request = { format, options: given, environment: openEnvironment(options), signal: options.signal };
+  if (typeof source === "number") return measureImage({ ...request, source });
+  const open = (name: ImageName) => openWith(name, options, {});
+  return withImage(source, open, (opened) => measureImage({ ...request, source: opened }));
+}
+
 /** Where `convert` writes to: an image that is open and long enough, or one that it makes. */
 export type ConvertTarget = BlockBackend | (NewImageOptions & { readonly filename: string | URL });
 
@@ -204,6 +228,51 @@ function convertTarget(target: ConvertTarget): Parameters<typeof convertImages>[
     backingFile: backing?.filename,
     backingFormat: backing?.format,
   };
+}
+
+/**
+ * Copies what an overlay has into its backing file, or one further down, which grows if it is shorter; then the
+ * overlay is empty. An image that is open must be writable. If it fails or is aborted, the overlay reads as before.
+ */
+export function commit(image: ImageSource, options: JobOptions & CommitOptions = {}): Promise<void> {
+  const open = (name: ImageName) => openWith(name, options, { readOnly: false });
+  return withImage(image, open, (opened) => commitImage(opened, options));
+}
+
+export interface RebaseOptions extends JobOptions {
+  /** Only the name is changed: old and new backing file read the same, or need not be there. */
+  readonly unsafe?: boolean | undefined;
+  /** How the new backing file is opened. Default: writeback. */
+  readonly sourceCache?: CacheMode | undefined;
+  /** Called with bytes done, and how many there are, after each piece (2 MiB at most) that had to be looked at. */
+  readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
+}
+
+/**
+ * Gives an image another backing file, or none (undefined), and keeps what it reads as: what the new one has not is
+ * copied into the image. An image that is open must be writable; it goes on over its old backing file until it is closed.
+ */
+export async function rebase(
+  image: ImageSource,
+  backing: BackingReference | undefined,
+  options: RebaseOptions = {},
+): Promise<void> {
+  const { unsafe, sourceCache = "writeback", onProgress, signal } = options;
+  const cache = parseCacheMode(sourceCache);
+  if (!cache) throw new BlockError("EINVAL", `Invalid source cache option: ${sourceCache}`);
+  const open = (name: ImageName) =>
+    openWith(name, options, { readOnly: false, ...(unsafe && { noBacking: true }) });
+  return withImage(image, open, (opened) =>
+    rebaseImage(opened, {
+      backingFile: backing?.filename,
+      backingFormat: backing?.format,
+      unsafe,
+      sourceFlags: { direct: cache.direct, noFlush: cache.noFlush, forceShare: options.forceShare ?? false },
+      environment: openEnvironment(options),
+      onProgress,
+      signal,
+    }),
+  );
 }
 
 function plainName(filename: string | URL): string {

@@ -22,6 +22,7 @@ import {
   type MapEntry,
   MiB,
   map,
+  measure,
   open,
   readable,
   writable,
@@ -376,4 +377,27 @@ test("the library leaves sources of jobs as they are", async (t) => {
   const keep: BlockBackend[] = [await open(filename)];
   for (const image of keep) await image.close();
   for (const image of keep) await image.close();
+});
+
+test("measure tells the size of the image that convert makes", noQemu, async (t) => {
+  const dir = tempDir(t);
+  const target = path.join(dir, "out.qcow2");
+  const { required, fullyAllocated } = await measure(iso, { format: "qcow2" }, { format: "raw" });
+  await convert({ driver: "raw", file: { filename: iso } }, { filename: target, format: "qcow2" });
+  assert.equal(fs.statSync(target).size, required);
+  assert.ok(fullyAllocated >= required);
+  const expected = JSON.parse(
+    mustRun("qemu-img", [
+      "measure",
+      "--output=json",
+      "-O",
+      "qcow2",
+      "-o",
+      "cluster_size=4096",
+      "--size",
+      "10G",
+    ]),
+  ) as Record<string, number>;
+  const empty = await measure(10 * 2 ** 30, { format: "qcow2", options: { cluster_size: 4096 } });
+  assert.deepEqual(empty, { required: expected["required"], fullyAllocated: expected["fully-allocated"] });
 });
