@@ -42,8 +42,14 @@ export async function getRefcount(
   state: Qcow2State,
   clusterIndex: number,
 ): Promise<number> {
-  const block = peekRefblock(state, clusterIndex) ?? (await loadRefblock(co, state, clusterIndex));
-  if (block === NO_BLOCK) return 0;
+  if (peekRefblock(state, clusterIndex) === undefined) await loadRefblock(co, state, clusterIndex);
+  return peekRefcount(state, clusterIndex) ?? 0;
+}
+
+/** The same where its block is in memory; else undefined. */
+export function peekRefcount(state: Qcow2State, clusterIndex: number): number | undefined {
+  const block = peekRefblock(state, clusterIndex);
+  if (!block) return block === NO_BLOCK ? 0 : undefined;
   return refcountsOf(state).get(block.view, clusterIndex % refblockEntries(state));
 }
 
@@ -180,7 +186,8 @@ export async function setRefcount(
   if (refcount === 0) noteFreed(state, clusterIndex, "always");
 }
 
-function noteFreed(state: Qcow2State, clusterIndex: number, discard: DiscardType): void {
+/** A cluster is not counted any more. */
+export function noteFreed(state: Qcow2State, clusterIndex: number, discard: DiscardType): void {
   const offset = clusterIndex * state.clusterSize;
   state.freeClusterIndex = Math.min(state.freeClusterIndex, clusterIndex);
   state.freed.add(clusterIndex);
@@ -267,8 +274,7 @@ export async function allocateClusters(
   const { file, clusterSize } = state;
   if (file.debug) await file.debug.event(co, "cluster_alloc");
   const first = await findFreeClusters(co, state, Math.ceil(bytes / clusterSize));
-  if (first === 0)
-    throw await signalCorruption(co, state, `Preventing invalid allocation of ${what} at offset 0`);
+  if (first === 0) throw await signalCorruption(co, state, atOffset0(what));
   await updateRefcount(co, state, first * clusterSize, bytes, 1, "never");
   return first * clusterSize;
 }
@@ -306,6 +312,13 @@ export async function allocateClustersAt(
   }
   await updateRefcount(co, state, hostOffset, free * clusterSize, 1, "never");
   return free;
+}
+
+/** Only for some is this an error by itself; the others are kept from being written over the header. */
+function atOffset0(what: string): string {
+  return what === "L2 table" || what === "refcount block"
+    ? `Preventing invalid allocation of ${what} at offset 0`
+    : "Preventing invalid write on metadata (overlaps with qcow2_header)";
 }
 
 /**

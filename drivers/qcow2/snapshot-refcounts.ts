@@ -19,7 +19,7 @@ import {
   setEntry,
   tableOffset,
 } from "./entries.ts";
-import { getRefcount, hex, updateRefcount } from "./refcount.ts";
+import { getRefcount, hex, peekRefcount, updateRefcount } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** A walk over everything that an L1 table refers to. */
@@ -212,8 +212,9 @@ async function wrongFlags(co: Coroutine<"read">, state: Qcow2State, view: DataVi
   const { clusterSize, l2EntryBytes } = state;
   const wrong: number[] = [];
   for (let at = 0; at < view.byteLength; at += l2EntryBytes) {
-    const hostOffset = clusterAt(view, at);
-    const copied = hostOffset > 0 && (await getRefcount(co, state, hostOffset / clusterSize)) === 1;
+    const cluster = clusterAt(view, at) / clusterSize;
+    const copied =
+      cluster > 0 && (peekRefcount(state, cluster) ?? (await getRefcount(co, state, cluster))) === 1;
     if (copied !== view.getUint32(at) >= COPIED_HIGH) wrong.push(at);
   }
   return wrong;
