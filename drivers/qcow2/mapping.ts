@@ -42,6 +42,8 @@ export interface Mapping {
   readonly high: number;
   readonly low: number;
   readonly problem?: string;
+  /** The problem is only that the cluster lies where none can: a write may put another in its place. */
+  readonly misplaced?: { readonly clusterOffset: number; readonly isZero: boolean };
 }
 
 /** Guest bytes that one L2 table covers. */
@@ -122,13 +124,47 @@ export async function lookUp(
   guestOffset: number,
   bytes: number,
 ): Promise<Mapping> {
-  let mapping = peekMapping(state, guestOffset, bytes);
-  if (!mapping) {
-    await state.l2Cache.load(co, placeOf(state, l2OffsetOf(state, guestOffset), guestOffset).sliceOffset);
-    mapping = peekMapping(state, guestOffset, bytes) as Mapping;
-  }
+  const mapping = await findMapping(co, state, guestOffset, bytes);
   if (mapping.kind === Kind.Invalid) throw await signalCorruption(co, state, mapping.problem as string);
   return mapping;
+}
+
+async function findMapping(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  bytes: number,
+): Promise<Mapping> {
+  const known = peekMapping(state, guestOffset, bytes);
+  if (known) return known;
+  await state.l2Cache.load(co, placeOf(state, l2OffsetOf(state, guestOffset), guestOffset).sliceOffset);
+  return peekMapping(state, guestOffset, bytes) as Mapping;
+}
+
+/** The same for a write from there on, which may put another cluster in the place of one that is misplaced. */
+export async function lookUpToWrite(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  bytes: number,
+): Promise<Mapping> {
+  const mapping = await findMapping(co, state, guestOffset, bytes);
+  await checkWritable(co, state, mapping, guestOffset);
+  return mapping;
+}
+
+/** Throws where a write can't do with what the table says.  @qemu handle_copied */
+export async function checkWritable(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  { kind, copied, problem, misplaced }: Mapping,
+  guestOffset: number,
+): Promise<void> {
+  if (kind !== Kind.Invalid || (misplaced && !copied)) return;
+  const text = misplaced
+    ? `${misplaced.isZero ? "Preallocated zero" : "Data"} cluster offset ${hex(misplaced.clusterOffset)} unaligned (guest offset: ${hex(guestOffset)})`
+    : (problem as string);
+  throw await signalCorruption(co, state, text);
 }
 
 function invalid(problem: string): Mapping {
@@ -289,10 +325,11 @@ function checkHostOffset(
 ): Mapping {
   const within = guestOffset % state.clusterSize;
   const clusterOffset = mapping.hostOffset - within;
-  if (clusterOffset % state.clusterSize !== 0)
-    return invalid(
-      `Cluster allocation offset ${hex(clusterOffset)} unaligned (L2 offset: ${hex(l2Offset)}, L2 index: ${hex(index)})`,
-    );
+  if (clusterOffset % state.clusterSize !== 0) {
+    const problem = `Cluster allocation offset ${hex(clusterOffset)} unaligned (L2 offset: ${hex(l2Offset)}, L2 index: ${hex(index)})`;
+    const misplaced = { clusterOffset, isZero: mapping.kind === Kind.ZeroAlloc };
+    return { ...invalid(problem), copied: mapping.copied, misplaced };
+  }
   if (state.hasDataFile && mapping.hostOffset !== guestOffset)
     return invalid(
       `External data file host cluster offset ${hex(clusterOffset)} does not match guest cluster offset: ` +

@@ -16,7 +16,7 @@ import { BlockError } from "../../src/block/errors.ts";
 import { iovConcat } from "../../src/block/iov.ts";
 import { KiB } from "../../src/block/units.ts";
 import { type Content, contentLength, contentSlice, isHostRange, writeContent } from "./content.ts";
-import { checkOverlap, checkUsable, signalCorruption } from "./corruption.ts";
+import { checkOverlap, checkUsable } from "./corruption.ts";
 import { COMPRESSED_HIGH, COPIED_HIGH, setEntry } from "./entries.ts";
 import { type Allocation, runPieces } from "./in-flight.ts";
 import {
@@ -30,10 +30,11 @@ import {
 } from "./l2.ts";
 import {
   bitRange,
+  checkWritable,
   isL2Copied,
   Kind,
   loadSlice,
-  lookUp,
+  lookUpToWrite,
   type Mapping,
   peekMapping,
   sliceEntries,
@@ -151,7 +152,7 @@ async function nextPiece(
     await loadSlice(co, state, at);
     return undefined;
   }
-  if (mapping.kind === Kind.Invalid) throw await signalCorruption(co, state, mapping.problem as string);
+  if (mapping.kind === Kind.Invalid) await checkWritable(co, state, mapping, at);
   if (isInPlace(state, mapping, at)) {
     const free = state.allocations.freeBytes(at, mapping.bytes);
     // This function's promise hands over a turn later; the transfer must begin in the turn of the lookup.
@@ -188,7 +189,7 @@ function allocate(
   return exclusively(state, start, start + state.clusterSize, async () => {
     await beforeChange(co, state);
     await ensureL2(co, state, at);
-    const mapping = await lookUp(co, state, at, bytes);
+    const mapping = await lookUpToWrite(co, state, at, bytes);
     if (isInPlace(state, mapping, at)) return undefined;
     const { slice, index } = await sliceFor(co, state, at);
     const reuses = canReuse(mapping);

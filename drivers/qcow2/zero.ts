@@ -16,7 +16,7 @@ import { blockStatusAbove } from "../../src/block/block-status.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { Req, type ReqFlags } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
-import { SECTOR_SIZE } from "../../src/block/units.ts";
+import { alignUp, SECTOR_SIZE } from "../../src/block/units.ts";
 import { checkUsable } from "./corruption.ts";
 import { COMPRESSED_HIGH, ZERO_LOW } from "./entries.ts";
 import {
@@ -73,11 +73,21 @@ async function readsZero(
   const end = Math.min(guestOffset + bytes, state.node.totalSectors * SECTOR_SIZE);
   // Zeroes of several kinds may follow each other: of a hole, of what no layer has, behind the end of a backing file.
   for (let at = guestOffset; at < end; ) {
-    const status = await blockStatusAbove(co, state.node, undefined, true, at, end - at);
-    if (!status.zero) return false;
+    const status = await statusOf(co, state, at, end - at);
+    if (!status?.zero) return false;
     at += status.bytes;
   }
   return true;
+}
+
+/** Undefined: it can't be known, which the write that is tried then has to deal with. */
+async function statusOf(co: Coroutine<"read">, state: Qcow2State, guestOffset: number, bytes: number) {
+  try {
+    return await blockStatusAbove(co, state.node, undefined, true, guestOffset, bytes);
+  } catch (error) {
+    if (error instanceof BlockError) return undefined;
+    throw error;
+  }
 }
 
 /**
@@ -111,11 +121,13 @@ export async function zeroize(
   const length = state.node.totalSectors * SECTOR_SIZE;
   const change: Change = (entry, guestOffset) => {
     const from = Math.max(start - guestOffset, 0);
-    const to = end >= length ? clusterSize : Math.min(end - guestOffset, clusterSize);
+    // At the end of the image the last cluster is zero as a whole.
+    const isLast = from === 0 && end >= length;
+    const to = isLast ? clusterSize : Math.min(alignUp(end - guestOffset, subclusterSize), clusterSize);
     if (unlessData && holdsData(state, entry, from / subclusterSize)) throw new BlockError("ENOTSUP");
     if (from === 0 && to === clusterSize) return zeroWhole(entry, guestOffset);
     if (entry.high & COMPRESSED_HIGH) throw new BlockError("ENOTSUP");
-    const range = bitRange(from / subclusterSize, Math.ceil(to / subclusterSize));
+    const range = bitRange(from / subclusterSize, to / subclusterSize);
     return {
       high: entry.high,
       low: entry.low,
