@@ -129,6 +129,25 @@ export function geometryOf(options: OptionValues<CreateOptions>, version: 2 | 3,
   return { version, clusterBits, clusterSize, refcountBits, extendedL2 };
 }
 
+export type EncryptionFormat = "aes" | "luks";
+
+/** Undefined: no encryption. Refuses what does not go together, in the words of QEMU's option parser. */
+export function checkEncryption(options: OptionValues<CreateOptions>): EncryptionFormat | undefined {
+  if (options.encryption && options["encrypt.format"] !== undefined)
+    throw invalid("'encrypt.format' and its alias 'encryption' can't be used at the same time");
+  const format = options.encryption ? "aes" : options["encrypt.format"];
+  const others = Object.keys(options).filter((key) => key.startsWith("encrypt.") && key !== "encrypt.format");
+  if (format === undefined) {
+    if (others.length > 0) throw invalid("Parameter 'encrypt.format' is missing");
+    return undefined;
+  }
+  if (format !== "aes" && format !== "luks")
+    throw invalid(`Parameter 'format' does not accept value '${format}'`);
+  const surplus = others.find((key) => key !== "encrypt.key-secret");
+  if (format === "aes" && surplus !== undefined) throw invalid(`Parameter '${surplus}' is unexpected`);
+  return format;
+}
+
 /** What depends on the version. */
 function checkFormat(image: NewImage): void {
   const { version } = image;

@@ -13,8 +13,8 @@ import { openNode } from "../../src/block/open.ts";
 import { DEFAULT_FLAGS } from "../../src/block/open-flags.ts";
 import type { Options } from "../../src/block/options.ts";
 import { MAX_LENGTH } from "../../src/block/units.ts";
-import { type CreateOptions, checkCreateOptions, type NewImage } from "./create-options.ts";
-import { checkEncryption, encryptImage, type NewEncryption, planEncryption } from "./crypto-create.ts";
+import { type CreateOptions, checkCreateOptions, checkEncryption, type NewImage } from "./create-options.ts";
+import type { Encrypt } from "./crypto-create.ts";
 import { refcountAccess, setEntry } from "./entries.ts";
 import { l1EntriesFor, serializeHeader } from "./header.ts";
 import { Autoclear, Compatible, CryptMethod, Incompatible, MAX_L1_BYTES } from "./layout.ts";
@@ -26,7 +26,9 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
   const image = checkCreateOptions(request.options);
   const layout = planLayout(image);
   const header = makeHeader(image, layout);
-  const encryption = encryptionFormat && (await planEncryption(encryptionFormat, request));
+  const encrypt =
+    encryptionFormat &&
+    (await (await import("./crypto-create.ts")).planEncryption(encryptionFormat, request));
   await createFile(co, filename, protocolOptions, environment);
   try {
     if (image.dataFile !== undefined) {
@@ -40,7 +42,7 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
       await file.close();
     }
     if (isPreallocated(image)) await preallocate(co, request, image);
-    if (encryption) await encrypt(co, request, image, encryption);
+    if (encrypt) await encryptLast(co, request, image, encrypt);
   } catch (error) {
     await emptyCreated(co, filename, environment);
     throw error;
@@ -156,15 +158,15 @@ async function preallocate(
 }
 
 /** Last, as qemu-img does: the LUKS header lies behind what else the image has. */
-async function encrypt(
+async function encryptLast(
   co: Coroutine<"none">,
   request: CreateRequest<CreateOptions>,
   image: NewImage,
-  encryption: NewEncryption,
+  encrypt: Encrypt,
 ): Promise<void> {
   const backend = await openImage(co, request, image);
   try {
-    await backend.run((reader, { node }) => encryptImage(reader, node, encryption));
+    await backend.run((reader, { node }) => encrypt(reader, node));
   } finally {
     await backend.close();
   }

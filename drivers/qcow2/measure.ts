@@ -6,7 +6,6 @@ import { BlockError } from "../../src/block/errors.ts";
 import { alignUp, divideRoundUp, MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
 import { directoryEntryBytes } from "./bitmap.ts";
 import { type CreateOptions, type Geometry, geometryOf } from "./create-options.ts";
-import { luksBytes } from "./crypto-create.ts";
 import { l1EntriesFor } from "./header.ts";
 import { MAX_L1_BYTES } from "./layout.ts";
 
@@ -28,7 +27,11 @@ export async function measure({
     throw new BlockError("EFBIG", "The image size is too large (try using a larger cluster size)");
 
   const alignedSize = alignUp(size, clusterSize);
-  const metadata = metadataBytes(image, alignedSize) + alignUp(luksBytes(options, environment), clusterSize);
+  let metadata = metadataBytes(image, alignedSize);
+  if (options["encrypt.format"] === "luks") {
+    const { luksBytes } = await import("./crypto-create.ts");
+    metadata += alignUp(luksBytes(options, environment), clusterSize);
+  }
   const fullyAllocated = metadata + alignedSize;
   const isFull = preallocation === "full" || preallocation === "falloc";
   // What of the data a backing file would already have is not known.

@@ -1,6 +1,5 @@
 /** `--object`: definitions of secrets, throttle groups and others, which drivers ask for by their id.  @qemu user_creatable_add_opts */
 
-import { createDecipheriv } from "node:crypto";
 import fs from "node:fs";
 import { BlockError, toBlockError } from "../block/errors.ts";
 import { parseJson } from "../block/json.ts";
@@ -174,6 +173,8 @@ function decryptSecret(
   const data = isBase64 ? decodeBase64(given) : given;
   if (data.length % BLOCK_BYTES !== 0)
     throw invalid(`Length ${data.length} must be a multiple of block size ${BLOCK_BYTES}`);
+  // Not imported: it takes milliseconds to load, and hardly a command needs it.
+  const { createDecipheriv } = process.getBuiltinModule("node:crypto");
   const plain = createDecipheriv("aes-256-cbc", key, iv).setAutoPadding(false).update(data);
   const padding = plain.at(-1) ?? 0;
   if (padding > BLOCK_BYTES || padding > plain.length)
