@@ -24,7 +24,7 @@ import {
   type StoredBitmap,
   serializeDirectory,
 } from "./bitmap.ts";
-import { checkOverlap } from "./corruption.ts";
+import { checkOverlap, signalCorruption } from "./corruption.ts";
 import { updateHeader } from "./header.ts";
 import {
   Autoclear,
@@ -183,7 +183,7 @@ async function allocate(
   bytes: number,
 ): Promise<number> {
   try {
-    return await allocateClusters(co, state, bytes, "bitmap cluster");
+    return await allocateClusters(co, state, bytes);
   } catch (error) {
     throw BlockError.wrap(`Failed to allocate clusters for bitmap '${name}'`, error);
   }
@@ -197,7 +197,7 @@ async function write(
   data: Uint8Array,
 ): Promise<void> {
   try {
-    await checkOverlap(co, state, offset, data.length);
+    await refuseOverlap(co, state, offset, data.length);
   } catch (error) {
     throw BlockError.wrap("Qcow2 overlap check failed", error);
   }
@@ -206,6 +206,18 @@ async function write(
   } catch (error) {
     throw BlockError.wrap(`Failed to write bitmap '${name}' to file`, error);
   }
+}
+
+/** The header is never written over, not even where nothing is checked. */
+async function refuseOverlap(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  await checkOverlap(co, state, offset, bytes);
+  if (offset === 0)
+    throw await signalCorruption(co, state, "Preventing invalid allocation of bitmap cluster at offset 0");
 }
 
 /** The header could not be written: which directory the file names is not known. */
@@ -270,9 +282,9 @@ async function writeDirectory(
   if (bitmaps.length > MAX_BITMAPS) throw new BlockError("EINVAL", "Too many persistent bitmaps");
   if (directorySize > MAX_BITMAP_DIRECTORY_BYTES)
     throw new BlockError("EINVAL", "Bitmap directory is too large");
-  const directoryOffset = await allocateClusters(co, state, directorySize, "bitmap directory");
+  const directoryOffset = await allocateClusters(co, state, directorySize);
   try {
-    await checkOverlap(co, state, directoryOffset, directorySize);
+    await refuseOverlap(co, state, directoryOffset, directorySize);
     await state.file.pwrite(co, directoryOffset, serializeDirectory(bitmaps));
   } catch (error) {
     await freeClusters(co, state, directoryOffset, directorySize, "other");

@@ -264,17 +264,21 @@ export async function findFreeClusters(
   return index - count;
 }
 
-/** `bytes` in whole clusters that follow each other, each with refcount 1: host offset of the first.  @qemu qcow2_alloc_clusters */
+/**
+ * `bytes` in whole clusters that follow each other, each with refcount 1: host offset of the first. It is 0, the
+ * header's place, only in a broken image and without `what`: then the caller's overlap check is to find that out.
+ * @qemu qcow2_alloc_clusters
+ */
 export async function allocateClusters(
   co: Coroutine<"read">,
   state: Qcow2State,
   bytes: number,
-  what: string,
+  what?: string,
 ): Promise<number> {
   const { file, clusterSize } = state;
   if (file.debug) await file.debug.event(co, "cluster_alloc");
   const first = await findFreeClusters(co, state, Math.ceil(bytes / clusterSize));
-  if (first === 0) throw await signalCorruption(co, state, atOffset0(what));
+  if (first === 0 && what !== undefined) throw await signalCorruption(co, state, atOffset0(what));
   await updateRefcount(co, state, first * clusterSize, bytes, 1, "never");
   return first * clusterSize;
 }
@@ -299,8 +303,14 @@ export async function allocateClustersAt(
     const hasBlock = tableIndex * 8 < state.refcountTable.byteLength;
     if (hasBlock && tableOffset(state.refcountTable, tableIndex) !== 0) free++;
     else {
-      await addRefblock(co, state, tableIndex);
-      // It may have been put just here.
+      // QEMU has counted those before it already when it finds that there is no block: it is put behind them.
+      await changeRefcounts(co, state, hostOffset, free * clusterSize, 1, "never");
+      try {
+        await addRefblock(co, state, tableIndex);
+      } finally {
+        await changeRefcounts(co, state, hostOffset, free * clusterSize, -1, "never");
+      }
+      // It may be just here.
       free = 0;
     }
   }
