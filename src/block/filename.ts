@@ -30,6 +30,16 @@ export function fullBackingFilename(node: BlockNode): string | undefined {
   return resolveReference(node, backingFilename);
 }
 
+/** The same; undefined also where a relative name has nothing that it could be relative to. */
+export function knownBackingFilename(node: BlockNode): string | undefined {
+  try {
+    return fullBackingFilename(node);
+  } catch (error) {
+    if (error instanceof BlockError) return undefined;
+    throw error;
+  }
+}
+
 /** A filename that stands inside the image of `node`. */
 export function resolveReference(node: BlockNode, filename: string): string {
   if (protocolPrefix(filename) !== undefined || isAbsolute(filename)) return filename;

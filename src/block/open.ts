@@ -16,7 +16,7 @@ import {
   type NodeOps,
 } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
-import { fullBackingFilename, protocolPrefix, refreshFilename } from "./filename.ts";
+import { fullBackingFilename, knownBackingFilename, protocolPrefix, refreshFilename } from "./filename.ts";
 import { attachChild, refNode, refreshLimits, unrefNode } from "./graph.ts";
 import { refreshTotalSectors } from "./length.ts";
 import { BlockNode } from "./node.ts";
@@ -533,7 +533,7 @@ async function openBacking(
   } catch (error) {
     throw BlockError.wrap("Could not open backing file", error);
   }
-  node.childrenOverridden = byUser && node.backing?.node.filename !== fullBackingFilename(node);
+  node.childrenOverridden = byUser && node.backing?.node.filename !== knownBackingFilename(node);
   await refreshLimits(caller, node);
 }
 

@@ -192,9 +192,9 @@ async function* planSteps(
         (co) => blockStatusAbove(co, top.node, undefined, true, at, asked),
         signal,
       );
-      let bytes = alignDown(Math.min(status.bytes, status.data ? MAX_COPY_BYTES : MAX_ZERO_BYTES), granule);
-      const isSeen = statusReach(layers, status.depth, offset) >= granule;
-      const fills = bytes > 0 && isSeen && offset % clusterBytes === 0 && bytes % clusterBytes === 0;
+      const most = status.data ? MAX_COPY_BYTES : statusReach(layers, status.depth, offset);
+      let bytes = alignDown(Math.min(status.bytes, most), granule);
+      const fills = bytes > 0 && offset % clusterBytes === 0 && bytes % clusterBytes === 0;
       const kind = status.data || !fills ? "copy" : status.zero ? "zero" : "discard";
       if (kind === "copy") bytes = Math.min(Math.max(bytes, granule), MAX_COPY_BYTES, end - offset);
       yield { kind, offset, bytes };
@@ -223,12 +223,12 @@ async function layersOf(top: BlockBackend): Promise<readonly Layer[]> {
 }
 
 /**
- * Of an answer from so deep down, through all above it; behind the end of a layer no table is asked. With clusters of
- * 512 bytes it is less than a granule, and QEMU sees no zeroes that fill one.
+ * How far an answer holds that comes from so deep down, through all above it; behind the end of a layer no table is
+ * asked. With clusters of 512 bytes that is less than a granule, and QEMU sees no zeroes that fill one.
  */
 function statusReach(layers: readonly Layer[], depth: number, offset: number): number {
   const asked = layers.slice(0, depth + 1).filter(({ bytes }) => offset < bytes);
-  return Math.min(...asked.map(({ reach }) => reach));
+  return Math.min(...asked.map(({ reach }) => reach - (offset % reach)));
 }
 
 function infoOf(backend: BlockBackend, node: BlockNode): Promise<DriverInfo | undefined> {

@@ -4,7 +4,7 @@ import type { BlockBackend } from "../block/backend.ts";
 import type { Coroutine } from "../block/coroutine.ts";
 import type { SnapshotInfo, SpecificInfo } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
-import { fullBackingFilename } from "../block/filename.ts";
+import { knownBackingFilename } from "../block/filename.ts";
 import { driverInfo } from "../block/info.ts";
 import type { BlockNode } from "../block/node.ts";
 import { listSnapshots } from "../block/snapshot.ts";
@@ -48,7 +48,7 @@ async function nodeInfo(co: Coroutine<"read">, node: BlockNode): Promise<ImageIn
     encrypted: specific?.type === "luks" || specific?.data["encrypt"] !== undefined,
     dirty: info && (info.isDirty ?? false),
     backingFilename: node.backingFilename || undefined,
-    fullBackingFilename: resolvedBackingFilename(node),
+    fullBackingFilename: knownBackingFilename(node),
     backingFormat: node.backingFormat || undefined,
     snapshots: await snapshotsOf(co, node),
     specific,
@@ -78,14 +78,4 @@ async function allocatedFileSize(co: Coroutine<"read">, node: BlockNode): Promis
     sum += bytes;
   }
   return sum;
-}
-
-function resolvedBackingFilename(node: BlockNode): string | undefined {
-  try {
-    return fullBackingFilename(node);
-  } catch (error) {
-    // A relative name in an image that has no plain name itself.
-    if (error instanceof BlockError) return undefined;
-    throw error;
-  }
 }
