@@ -57,10 +57,12 @@ export async function pwriteZeroes(
   const tail = end === length || end % subclusterSize === 0 ? 0 : subclusterSize - (end % subclusterSize);
   if (head === 0 && tail === 0) return zeroize(co, state, guestOffset, end, flags);
   // Part of a subcluster: only if the rest of it reads as zeroes anyway.
-  if (head + bytes + tail > subclusterSize || isDataFileRaw(state)) throw new BlockError("ENOTSUP");
+  if (head + bytes + tail > subclusterSize) throw new BlockError("ENOTSUP");
   const start = guestOffset - head;
   if (!(await readsZero(co, state, start, head)) || !(await readsZero(co, state, end, tail)))
     throw new BlockError("ENOTSUP");
+  // The rest of the subcluster is left alone in the file: somebody may be writing there.
+  if (isDataFileRaw(state)) await zeroData(co, state, guestOffset, end, flags);
   return zeroize(co, state, start, Math.min(start + subclusterSize, Math.max(length, end)), flags, true);
 }
 
@@ -103,7 +105,7 @@ export async function zeroize(
   flags: ReqFlags,
   unlessData = false,
 ): Promise<void> {
-  if (isDataFileRaw(state)) await state.dataFile.pwriteZeroes(co, start, end - start, flags & Req.MayUnmap);
+  if (isDataFileRaw(state) && !unlessData) await zeroData(co, state, start, end, flags);
   if (state.version < 3) {
     if (state.node.backing) throw new BlockError("ENOTSUP");
     if (unlessData) return changeEntries(co, state, start, end, "request", refuseData(state));
@@ -150,6 +152,16 @@ function refuseData(state: Qcow2State): Change {
     if (holdsData(state, entry, 0)) throw new BlockError("ENOTSUP");
     return entry;
   };
+}
+
+function zeroData(
+  co: Coroutine<"read">,
+  { dataFile }: Qcow2State,
+  start: number,
+  end: number,
+  flags: ReqFlags,
+): Promise<void> {
+  return dataFile.pwriteZeroes(co, start, end - start, flags & Req.MayUnmap);
 }
 
 function isDataFileRaw(state: Qcow2State): boolean {
