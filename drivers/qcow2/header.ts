@@ -135,18 +135,20 @@ export async function parseHeader(
     refcountTableClusters: v2.refcountTableClusters,
     snapshotsOffset: v2.snapshotsOffset,
     nbSnapshots: v2.nbSnapshots,
-    unknownHeader:
-      headerLength > HEADER_BYTES
-        ? await readBytes(
-            co,
-            file,
-            HEADER_BYTES,
-            headerLength - HEADER_BYTES,
-            "Could not read unknown qcow2 header fields",
-          )
-        : new Uint8Array(0),
+    unknownHeader: await readUnknownHeader(co, file, headerLength),
     backingFile: await readBackingName(co, file, v2, clusterSize),
   };
+}
+
+/** What a later version of the format has put behind the fields that are known. */
+async function readUnknownHeader(
+  co: Coroutine<"read">,
+  file: BlockChild,
+  headerLength: number,
+): Promise<Uint8Array> {
+  const bytes = headerLength - HEADER_BYTES;
+  if (bytes <= 0) return new Uint8Array(0);
+  return readBytes(co, file, HEADER_BYTES, bytes, "Could not read unknown qcow2 header fields");
 }
 
 /** What decides how the rest is read. */
@@ -217,7 +219,8 @@ async function checkFeatures(
 }
 
 function checkTables(v2: HeaderV2Record, v3: HeaderV3Record, clusterSize: number, check: boolean): void {
-  if (v2.refcountTableClusters === 0 && !check) throw invalid("Image does not contain a reference count table");
+  if (v2.refcountTableClusters === 0 && !check)
+    throw invalid("Image does not contain a reference count table");
   const refcountTableBytes = v2.refcountTableClusters * clusterSize;
   if (refcountTableBytes > MAX_REFCOUNT_TABLE_BYTES)
     throw new BlockError("EFBIG", "Reference count table too large");
