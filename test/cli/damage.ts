@@ -60,6 +60,20 @@ const BASES: readonly (readonly [name: string, size: string, options: string, st
   ["old", "1M", "cluster_size=4k,compat=0.10", ["write 0 8k", "write -c 128k 4k"]],
   ["tiny", "4M", "cluster_size=512", ["write 0 200k", "write 1M 100k"]],
   ["empty", "8M", "cluster_size=4k", []],
+  [
+    "mixed",
+    "8M",
+    "cluster_size=4k",
+    [
+      "write -P 1 0 16k",
+      "write -z 128k 8k",
+      "write -c -P 4 256k 4k",
+      "- snapshot -c first",
+      "write -P 9 0 4k",
+      "- bitmap --add bm",
+    ],
+  ],
+  ["lazy", "1M", "cluster_size=4k,lazy_refcounts=on", ["write -P 1 0 16k"]],
 ];
 
 export function makeBases(directory: string): void {
