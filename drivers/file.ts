@@ -42,8 +42,6 @@ const createOptions = {
 } as const;
 
 const deviceCreateOptions = {
-  extent_size_hint: createOptions.extent_size_hint,
-  nocow: createOptions.nocow,
   preallocation: { type: "string", values: ["off"], help: "Preallocation mode (allowed values: off)" },
   size: createOptions.size,
 } as const;
@@ -107,7 +105,15 @@ export const hostDevice: ProtocolDriver<typeof options, typeof deviceCreateOptio
 
   // A device is there already: it must be large enough, and what it held must not be probed.
   async create(_co, { filename: given, options: { size = 0 } }) {
-    const fd = openDescriptor(stripDevicePrefix(given), false, false);
+    let fd: number;
+    try {
+      fd = openDescriptor(stripDevicePrefix(given), false, false);
+    } catch (error) {
+      throw BlockError.wrap(
+        "Protocol driver 'host_device' does not support image creation, and opening the image failed",
+        error,
+      );
+    }
     try {
       if (size > (posix().blockDeviceSize(fd) ?? 0))
         throw new BlockError("EINVAL", "Cannot grow device files");

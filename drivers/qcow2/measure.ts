@@ -65,7 +65,11 @@ async function dataBytes({ node, co }: Source, size: number, clusterSize: number
   let bytes = 0;
   for (let offset = 0; offset < size; ) {
     co.checkAborted();
-    const status = await blockStatusAbove(co, node, undefined, true, offset, size - offset);
+    const status = await blockStatusAbove(co, node, undefined, true, offset, size - offset).catch(
+      (error: unknown) => {
+        throw BlockError.wrap("Unable to get block status", error);
+      },
+    );
     if (status.bytes === 0) break;
     let end = offset + status.bytes;
     if (!status.zero && status.data) {

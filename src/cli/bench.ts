@@ -7,7 +7,7 @@ import { benchImage } from "../jobs/bench.ts";
 import { type CliContext, CommandError, UsageError } from "./command.ts";
 import { parseSizeArgument, toFixed } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
-import { openImage } from "./open-image.ts";
+import { openImage, thenClose } from "./open-image.ts";
 
 const MAX_INT = 2 ** 31 - 1;
 const AIO_NAMES: readonly string[] = ["threads", "native", "io_uring"];
@@ -33,6 +33,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   const { filename, format, cache, flags, count, depth, bytes, offset, flushInterval } = wanted;
   const { direct, noFlush, writethrough } = cache;
   const writes = flags.has("write");
+  let failed = false;
   const image = await openImage({
     filename,
     imageOpts: flags.has("image-opts"),
@@ -45,9 +46,10 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
       forceShare: flags.has("force-share"),
     },
     writethrough,
-    environment: context.environment,
+    // qemu-img closes nothing after a failure: so nothing is said then of what can't be written while closing.
+    environment: { ...context.environment, error: (text) => failed || context.error(text) },
   });
-  try {
+  return thenClose(image, async () => {
     const stepBytes = wanted.stepBytes || bytes;
     context.stdout.write(
       `Sending ${count} ${writes ? "write" : "read"} requests, ${bytes} bytes each, ${depth} in parallel ` +
@@ -59,14 +61,13 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     const request = { image, count, depth, bytes, offset, stepBytes, pattern, flushInterval, signal };
     const seconds = await benchImage({ ...request, noDrain: flags.has("no-drain") }).catch(
       (error: unknown) => {
+        failed = true;
         throw new CommandError([`Failed request: ${strerror(toBlockError(error).errno)}`]);
       },
     );
     context.stdout.write(`Run completed in ${toFixed(seconds, 3)} seconds.\n`);
-  } finally {
-    await image.close();
-  }
-  return 0;
+    return 0;
+  });
 }
 
 function parse(args: Getopt, context: CliContext): BenchArguments {

@@ -6,7 +6,7 @@ import { type Options, parseKeyValues } from "../block/options.ts";
 import { convert, loadSnapshot, type SnapshotChoice } from "../jobs/convert.ts";
 import { checkSourceBitmaps } from "../jobs/convert-bitmaps.ts";
 import { MAX_PARALLEL, MAX_SPARSE_BYTES } from "../jobs/convert-copy.ts";
-import { type CliContext, CommandError } from "./command.ts";
+import { type CliContext, CommandError, ExitError } from "./command.ts";
 import { createOptionsHelp, joinOptionList, parseSnapshotChoice } from "./driver-options.ts";
 import { parseSizeArgument } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
@@ -62,12 +62,10 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     await copy(wanted, outputFormat, sources, progress, context);
     succeeded = true;
   } catch (error) {
-    if (showsProgress && error instanceof BlockError) {
-      // The message goes before the end of the line, as it does there.
-      context.report(error);
-      return 1;
-    }
-    throw error;
+    if (!(error instanceof BlockError)) throw error;
+    // As there, the message goes before the end of the line, and before what closing the images says.
+    context.report(error);
+    return 1;
   } finally {
     progress.end(succeeded);
     for (const source of sources) await source.close();
@@ -219,7 +217,7 @@ async function overwrite(
   format: string | undefined,
   sources: readonly BlockBackend[],
   options: NonNullable<Parameters<typeof convert>[2]>,
-  { environment }: CliContext,
+  context: CliContext,
 ): Promise<void> {
   const { flags, cache, target: filename = "", backingFile } = wanted;
   if (backingFile !== undefined && sources.length > 1)
@@ -235,15 +233,15 @@ async function overwrite(
     format,
     flags: { ...mode.flags, readOnly: false, unmap: wanted.sparseBytes !== 0 },
     writethrough: mode.writethrough,
-    environment,
+    environment: context.environment,
   });
   try {
     const targetIsZero = flags.has("target-is-zero");
     await convert(sources, target, { ...options, targetIsZero, keepBacking: backingFile !== undefined });
   } catch (error) {
-    // Why it failed says more than what closing says now.
+    if (error instanceof BlockError) context.report(error);
     await target.close().catch(() => {});
-    throw error;
+    throw error instanceof BlockError ? new ExitError(1) : error;
   }
   await target.close();
 }
