@@ -121,7 +121,7 @@ function isCounted(state: Qcow2State, first: number, count: number): boolean {
 }
 
 /** Calls `fn` with every cluster of the range that has a refcount. */
-async function forEachRefcount(
+export async function forEachRefcount(
   co: Coroutine<"read">,
   state: Qcow2State,
   first: number,

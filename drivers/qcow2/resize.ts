@@ -7,12 +7,14 @@ import { u64 } from "../../src/block/layout.ts";
 import { alignUp, MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
 import { checkBitmapsForResize } from "./bitmap-store.ts";
 import { checkUsable, noteMoved } from "./corruption.ts";
-import { COPIED_HIGH, tableOffset } from "./entries.ts";
+import { tableOffset } from "./entries.ts";
 import { l1EntriesFor } from "./header.ts";
-import { beforeChange, ensureL2, growL1, sliceFor, writeEntry } from "./l2.ts";
-import { HeaderV2 } from "./layout.ts";
+import { beforeChange, growL1 } from "./l2.ts";
+import { Autoclear, HeaderV2 } from "./layout.ts";
 import { Kind, l2Coverage, l2OffsetOf, lookUp } from "./mapping.ts";
-import { allocateClusters, freeClusters, getRefcount, refblockEntries, settleFreed } from "./refcount.ts";
+import { preallocate } from "./preallocate.ts";
+import { freeClusters, getRefcount, settleFreed } from "./refcount.ts";
+import { dropUnusedRefblocks } from "./refcount-area.ts";
 import type { Qcow2State } from "./state.ts";
 import { pwrite } from "./write.ts";
 import { discardRange, zeroize } from "./zero.ts";
@@ -37,7 +39,12 @@ export async function truncate(
     if (prealloc !== "off")
       throw new BlockError("EINVAL", "Preallocation can't be used for shrinking an image");
     await shrink(co, state, bytes, oldBytes, exact);
-  } else await grow(co, state, bytes, oldBytes, exact, prealloc, flags);
+  } else {
+    const isDataFileRaw = (state.autoclearFeatures & Autoclear.DataFileRaw) !== 0n;
+    // Whoever writes to a raw data file does not map clusters.
+    const mode = isDataFileRaw && prealloc === "off" ? "metadata" : prealloc;
+    await grow(co, state, bytes, oldBytes, exact, mode, flags);
+  }
   await state.lock.run(async () => {
     await writeSize(co, state, bytes);
   });
@@ -63,15 +70,11 @@ async function shrink(
   exact: boolean,
 ): Promise<void> {
   const { clusterSize } = state;
+  const start = alignUp(bytes, clusterSize);
+  const end = alignUp(oldBytes, clusterSize);
+  let growsFile: boolean;
   try {
-    await discardRange(
-      co,
-      state,
-      alignUp(bytes, clusterSize),
-      alignUp(oldBytes, clusterSize),
-      "always",
-      true,
-    );
+    growsFile = await discardTail(co, state, start, end);
   } catch (error) {
     throw BlockError.wrap("Failed to discard cropped clusters", error);
   }
@@ -83,9 +86,40 @@ async function shrink(
     }
     await settleFreed(co, state);
     await state.refcountCache.flush(co);
-    await cutTail(co, state);
+    try {
+      await dropUnusedRefblocks(co, state);
+    } catch (error) {
+      throw BlockError.wrap("Failed to discard unused refblocks", error);
+    }
+    await cutTail(co, state, growsFile);
   });
   if (state.hasDataFile) await state.dataFile.truncate(co, bytes, exact);
+}
+
+/** L2 tables that are made to no purpose, at most. */
+const MAX_FUTILE_TABLES = 64;
+
+/**
+ * Frees the clusters of [start, end). QEMU makes the L2 tables that are not there: one of them stays, where `start`
+ * is within it; of the others there is left that the file ends with a cluster, and that free clusters were used.
+ * Beyond some of them the others are left out: true if so, and the file is to have that length.
+ */
+async function discardTail(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  start: number,
+  end: number,
+): Promise<boolean> {
+  const coverage = l2Coverage(state);
+  let futile = 0;
+  for (let at = start; at < end; ) {
+    const next = Math.min(at - (at % coverage) + coverage, end);
+    if (at % coverage === 0 && l2OffsetOf(state, at) === 0) futile++;
+    if (futile <= MAX_FUTILE_TABLES || l2OffsetOf(state, at) !== 0)
+      await discardRange(co, state, at, next, "always", true);
+    at = next;
+  }
+  return futile > MAX_FUTILE_TABLES;
 }
 
 /** Takes the L2 tables from `firstIndex` on out of the L1 table, which keeps its size.  @qemu qcow2_shrink_l1_table */
@@ -110,13 +144,13 @@ async function dropL2Tables(co: Coroutine<"read">, state: Qcow2State, firstIndex
 }
 
 /** Gives back what the file has behind the last cluster in use. It may also stay. */
-async function cutTail(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+async function cutTail(co: Coroutine<"read">, state: Qcow2State, growsFile: boolean): Promise<void> {
   const { file, clusterSize } = state;
   const length = await file.getLength(co);
   let last = Math.ceil(length / clusterSize) - 1;
   while (last > 0 && (await getRefcount(co, state, last)) === 0) last--;
   const end = (last + 1) * clusterSize;
-  if (end >= length) return;
+  if (end >= length && !growsFile) return;
   try {
     await file.truncate(co, end, false);
   } catch (error) {
@@ -133,7 +167,9 @@ async function grow(
   prealloc: Prealloc,
   flags: ReqFlags,
 ): Promise<void> {
-  await hideOldTail(co, state, bytes, oldBytes);
+  const zeroes = (flags & Req.ZeroWrite) !== 0;
+  const relocates = !state.hasDataFile && (prealloc === "falloc" || prealloc === "full");
+  if (!zeroes && !relocates) await hideOldTail(co, state, bytes, oldBytes);
   await state.lock.run(async () => {
     await beforeChange(co, state);
     try {
@@ -144,8 +180,8 @@ async function grow(
     }
   });
   if (state.hasDataFile && prealloc === "off") await state.dataFile.truncate(co, bytes, exact);
-  if (prealloc !== "off") await preallocate(co, state, oldBytes, bytes, prealloc);
-  if (!(flags & Req.ZeroWrite) || bytes <= oldBytes || prealloc !== "off") return;
+  if (prealloc !== "off") await preallocate(co, state, oldBytes, bytes, prealloc, zeroes);
+  if (!zeroes || relocates || bytes <= oldBytes) return;
   const start = alignUp(oldBytes, state.subclusterSize);
   try {
     // What version 2 refuses comes first.
@@ -170,139 +206,5 @@ async function hideOldTail(
     const { kind, bytes: run } = await state.lock.run(() => lookUp(co, state, at, end - at));
     if (kind === Kind.Normal || kind === Kind.Compressed) await pwrite(co, state, at, new Uint8Array(run));
     at += run;
-  }
-}
-
-/**
- * Sets host clusters aside for the guest range [start, end), which the L1 table covers already: `metadata` maps them
- * to a hole at the end of the file, `falloc` and `full` have the file reserve or write them too.
- * @qemu preallocate_co
- */
-async function preallocate(
-  co: Coroutine<"read">,
-  state: Qcow2State,
-  start: number,
-  end: number,
-  mode: Prealloc,
-): Promise<void> {
-  const { clusterSize, dataFile } = state;
-  const fileMode = mode === "metadata" ? "off" : mode;
-  const first = start - (start % clusterSize);
-  const last = alignUp(end, clusterSize);
-  await state.lock.run(async () => {
-    await beforeChange(co, state);
-    // Behind the end of the file: a cluster that was used before would show its old content.
-    const length = await state.file.getLength(co);
-    state.freeClusterIndex = Math.max(state.freeClusterIndex, Math.ceil(length / clusterSize));
-    if (state.hasDataFile) await dataFile.truncate(co, alignUp(end, state.subclusterSize), false, fileMode);
-  });
-  const hostEnd =
-    mode === "metadata" || state.hasDataFile
-      ? (await mapRange(co, state, first, last, undefined)) - (last - alignUp(end, state.subclusterSize))
-      : await mapReserved(co, state, first, last, mode);
-  state.metadataPreallocated = undefined;
-  if (state.hasDataFile || hostEnd <= (await dataFile.getLength(co))) return;
-  await dataFile.truncate(co, hostEnd, false, fileMode);
-}
-
-/** Has the file reserve space for all clusters in a row, and maps them; where they end. */
-async function mapReserved(
-  co: Coroutine<"read">,
-  state: Qcow2State,
-  first: number,
-  last: number,
-  mode: Prealloc,
-): Promise<number> {
-  const { clusterSize, file } = state;
-  const host = { next: 0, end: 0 };
-  await state.lock.run(async () => {
-    const { kind } = await lookUp(co, state, first, clusterSize);
-    // The last cluster of what was there before may have data.
-    const bytes = last - first - (kind === Kind.UnallocatedPlain ? 0 : clusterSize);
-    if (bytes === 0) return;
-    const wanted = await lengthWith(co, state, first, last, bytes);
-    if (wanted > (await file.getLength(co))) await file.truncate(co, wanted, false, mode);
-    host.next = await allocateClusters(co, state, bytes, "data cluster");
-    host.end = host.next + bytes;
-  });
-  try {
-    return await mapRange(co, state, first, last, host);
-  } catch (error) {
-    await state.lock.run(() => freeClusters(co, state, host.next, host.end - host.next, "never"));
-    throw error;
-  }
-}
-
-/** How long the file becomes by `bytes` of data for the guest range, with the tables and refcount blocks for it. */
-async function lengthWith(
-  co: Coroutine<"read">,
-  state: Qcow2State,
-  first: number,
-  last: number,
-  bytes: number,
-): Promise<number> {
-  const { clusterSize, refcountTable } = state;
-  const coverage = l2Coverage(state);
-  let clusters = Math.ceil((await state.file.getLength(co)) / clusterSize) + bytes / clusterSize;
-  for (let at = first - (first % coverage); at < last; at += coverage)
-    if (l2OffsetOf(state, at) === 0) clusters++;
-  let blocks = 0;
-  for (let index = 0; index * 8 < refcountTable.byteLength; index++)
-    if (tableOffset(refcountTable, index) !== 0) blocks++;
-  const entries = refblockEntries(state);
-  for (; blocks * entries < clusters; blocks++) clusters++;
-  return clusters * clusterSize;
-}
-
-/** Maps what is unallocated to new clusters, or to those that `host` has; where the last of them ends. */
-async function mapRange(
-  co: Coroutine<"read">,
-  state: Qcow2State,
-  first: number,
-  last: number,
-  host: { next: number; readonly end: number } | undefined,
-): Promise<number> {
-  const { clusterSize } = state;
-  let hostEnd = 0;
-  for (let at = first; at < last; ) {
-    co.checkAborted();
-    await state.lock.run(async () => {
-      await ensureL2(co, state, at);
-      const { kind, bytes } = await lookUp(co, state, at, last - at);
-      const run = alignUp(bytes, clusterSize);
-      if (kind === Kind.UnallocatedPlain) {
-        let hostOffset = at;
-        if (host) hostOffset = host.next;
-        else if (!state.hasDataFile) hostOffset = await allocateClusters(co, state, run, "data cluster");
-        await setAside(co, state, at, hostOffset, run);
-        if (host) host.next += run;
-        hostEnd = Math.max(hostEnd, hostOffset + run);
-      }
-      at += run;
-    });
-  }
-  return hostEnd;
-}
-
-/** Maps a run of unallocated clusters within one slice. */
-async function setAside(
-  co: Coroutine<"read">,
-  state: Qcow2State,
-  guestOffset: number,
-  hostOffset: number,
-  bytes: number,
-): Promise<void> {
-  const { clusterSize } = state;
-  if (!state.hasDataFile && !state.useLazyRefcounts)
-    await state.l2Cache.setDependency(co, state.refcountCache);
-  const { slice, index } = await sliceFor(co, state, guestOffset);
-  for (let cluster = 0; cluster * clusterSize < bytes; cluster++) {
-    const host = hostOffset + cluster * clusterSize;
-    writeEntry(state, slice, index + cluster, {
-      high: (Math.floor(host / 2 ** 32) | COPIED_HIGH) >>> 0,
-      low: host % 2 ** 32,
-      zeroBits: 0,
-      allocatedBits: 0,
-    });
   }
 }

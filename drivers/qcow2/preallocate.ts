@@ -1,0 +1,317 @@
+/**
+ * Host clusters that are set aside for guest data to come. `metadata` maps guest clusters to what becomes a hole in
+ * the file; `falloc` and `full` have the file reserve or write the space as well.  @qemu qcow2_co_truncate
+ */
+
+import type { Coroutine } from "../../src/block/coroutine.ts";
+import { type Prealloc, Req } from "../../src/block/driver.ts";
+import { BlockError } from "../../src/block/errors.ts";
+import { alignUp } from "../../src/block/units.ts";
+import { writeData } from "./crypto.ts";
+import { COMPRESSED_HIGH, COPIED_HIGH, entryOffset } from "./entries.ts";
+import {
+  beforeChange,
+  ensureL2,
+  exclusively,
+  freeEntries,
+  type RawEntry,
+  readEntry,
+  sliceFor,
+  writeEntry,
+} from "./l2.ts";
+import { bitRange, sliceEntries } from "./mapping.ts";
+import { pread } from "./read.ts";
+import {
+  allocateClusters,
+  allocateClustersAt,
+  freeClusters,
+  refblockEntries,
+  updateRefcount,
+} from "./refcount.ts";
+import { makeRefcountArea } from "./refcount-area.ts";
+import { forEachRefcount } from "./refcount-width.ts";
+import type { Qcow2State } from "./state.ts";
+
+type SubclusterBits = Pick<RawEntry, "allocatedBits" | "zeroBits">;
+
+const NO_BITS: SubclusterBits = { allocatedBits: 0, zeroBits: 0 };
+const ALL_BITS = 0xffffffff;
+
+/**
+ * For the guest range [start, end), which the L1 table covers already. `hidesBacking`: a backing file is not to shine
+ * through; where the space is only mapped, that is left to the caller.
+ */
+export async function preallocate(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  start: number,
+  end: number,
+  mode: Prealloc,
+  hidesBacking: boolean,
+): Promise<void> {
+  if (mode === "metadata" || state.hasDataFile) await mapAll(co, state, start, end, mode);
+  else if (end > start) await setAside(co, state, start, end, mode, hidesBacking);
+  state.metadataPreallocated = undefined;
+}
+
+/** @qemu preallocate_co */
+async function mapAll(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  start: number,
+  end: number,
+  mode: Prealloc,
+): Promise<void> {
+  const { clusterSize, subclusterSize, dataFile, allocations } = state;
+  const fileMode = mode === "metadata" ? "off" : mode;
+  const first = start - (start % clusterSize);
+  const last = alignUp(end, clusterSize);
+  const { allocation, headStart } = await exclusively(state, first, last, async () => {
+    await beforeChange(co, state);
+    if (state.hasDataFile) await dataFile.truncate(co, alignUp(end, subclusterSize), false, fileMode);
+    return { headStart: await startOfHead(co, state, start), allocation: allocations.begin(first, last) };
+  });
+  try {
+    const head = await readHead(co, state, start, headStart);
+    const hostEnd = (await mapClusters(co, state, head, first, last)) - (last - alignUp(end, subclusterSize));
+    if (!state.hasDataFile && hostEnd > (await dataFile.getLength(co)))
+      await dataFile.truncate(co, hostEnd, false, fileMode);
+  } finally {
+    allocation.finish();
+  }
+}
+
+/** From where on a new cluster for `start` must get what the guest sees; `start` where the old one stays. */
+async function startOfHead(co: Coroutine<"read">, state: Qcow2State, start: number): Promise<number> {
+  const { clusterSize, subclusterSize, extendedL2 } = state;
+  const first = start - (start % clusterSize);
+  if (start === first) return start;
+  await ensureL2(co, state, first);
+  const { slice, index } = await sliceFor(co, state, first);
+  const entry = readEntry(state, slice, index);
+  if (!needsCluster(entry)) return start;
+  const hasData = !extendedL2 || (entry.high & COMPRESSED_HIGH) !== 0 || entry.allocatedBits !== 0;
+  return hasData ? first : start - (start % subclusterSize);
+}
+
+/** There is none that is the active image's alone. */
+function needsCluster({ high }: RawEntry): boolean {
+  return high < COPIED_HIGH || (high & COMPRESSED_HIGH) !== 0;
+}
+
+/** Maps what has no cluster of its own in [first, last); gives the host offset behind the last new one. */
+async function mapClusters(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  head: Head,
+  first: number,
+  last: number,
+): Promise<number> {
+  const { clusterSize } = state;
+  let hostEnd = 0;
+  /** Where what comes next would go on with what is before it. */
+  let following: number | undefined;
+  for (let at = first; at < last; ) {
+    co.checkAborted();
+    await state.lock.run(async () => {
+      await ensureL2(co, state, at);
+      const { slice, index } = await sliceFor(co, state, at);
+      const { high, low } = readEntry(state, slice, index);
+      const most = Math.min((last - at) / clusterSize, sliceEntries(state) - index);
+      let count = 0;
+      while (count < most && needsCluster(readEntry(state, slice, index + count))) count++;
+      if (count === 0) {
+        following = entryOffset(high, low) + clusterSize;
+        at += clusterSize;
+        return;
+      }
+      const { host, run } = state.hasDataFile
+        ? { host: at, run: count * clusterSize }
+        : await allocate(co, state, count * clusterSize, following);
+      following = run > 0 ? host + run : undefined;
+      if (run === 0) return;
+      const data = at === first ? headBits(state, head) : 0;
+      if (data !== 0) await writeHead(co, state, head, host + (head.guestOffset - at));
+      await link(co, state, at, host, run / clusterSize, (isFirst, before) =>
+        isFirst ? withData(before, data) : before,
+      );
+      hostEnd = host + run;
+      at += run;
+    });
+  }
+  return hostEnd;
+}
+
+/** What the guest sees before the old end of the image in the cluster that has it. */
+interface Head {
+  readonly guestOffset: number;
+  readonly bytes: Uint8Array;
+}
+
+async function readHead(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  start: number,
+  from: number,
+): Promise<Head> {
+  const bytes = new Uint8Array(start - from);
+  if (bytes.length > 0) await pread(co, state, from, bytes);
+  return { guestOffset: from, bytes };
+}
+
+async function writeHead(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  { guestOffset, bytes }: Head,
+  hostOffset: number,
+): Promise<void> {
+  await writeData(co, state, guestOffset, hostOffset, bytes);
+  state.l2Cache.dependsOnFlush = true;
+}
+
+/** The subclusters that it has something of. */
+function headBits({ clusterSize, subclusterSize }: Qcow2State, { guestOffset, bytes }: Head): number {
+  if (bytes.length === 0) return 0;
+  const from = guestOffset % clusterSize;
+  return bitRange(Math.floor(from / subclusterSize), Math.ceil((from + bytes.length) / subclusterSize));
+}
+
+/** At `wanted`, where that is given, what is free there, maybe nothing; else all in a row. */
+async function allocate(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  bytes: number,
+  wanted: number | undefined,
+): Promise<{ readonly host: number; readonly run: number }> {
+  const { file, clusterSize } = state;
+  let host = wanted;
+  let run = bytes;
+  if (host === undefined) host = await allocateClusters(co, state, bytes, "data cluster");
+  else run = (await allocateClustersAt(co, state, host, bytes / clusterSize)) * clusterSize;
+  const used = Math.min((await file.getLength(co)) - host, run);
+  if (used <= 0) return { host, run };
+  try {
+    // What was used before would show what it held.
+    await file.pwriteZeroes(co, host, used, Req.MayUnmap);
+  } catch (error) {
+    await freeClusters(co, state, host, run, "other");
+    throw error;
+  }
+  state.l2Cache.dependsOnFlush = true;
+  return { host, run };
+}
+
+/** All data clusters in a row at the end of the file, behind the refcount structures that count them. */
+async function setAside(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  start: number,
+  end: number,
+  mode: Prealloc,
+  hidesBacking: boolean,
+): Promise<void> {
+  const { clusterSize, allocations } = state;
+  const first = start - (start % clusterSize);
+  const last = alignUp(end, clusterSize);
+  const { host, allocation } = await exclusively(state, first, last, async () => {
+    await beforeChange(co, state);
+    return {
+      host: await reserve(co, state, (last - first) / clusterSize, mode),
+      allocation: allocations.begin(first, last),
+    };
+  });
+  let at = first;
+  try {
+    // The new clusters begin with what the first one has of the old image.
+    const head = await readHead(co, state, start, first);
+    if (head.bytes.length > 0) await writeHead(co, state, head, host);
+    const data = hidesBacking ? ALL_BITS : headBits(state, head);
+    const bitsAfter = (isFirst: boolean, before: SubclusterBits): SubclusterBits =>
+      isFirst || hidesBacking ? withData(before, data) : before;
+    while (at < last) {
+      co.checkAborted();
+      const clusters = Math.min((last - at) / clusterSize, sliceEntries(state) - indexInSlice(state, at));
+      await state.lock.run(async () => {
+        await ensureL2(co, state, at);
+        await link(co, state, at, host + (at - first), clusters, (isFirst, before) =>
+          bitsAfter(isFirst && at === first, before),
+        );
+      });
+      at += clusters * clusterSize;
+    }
+    await state.file.flush(co);
+  } catch (error) {
+    await state.lock.run(() => freeClusters(co, state, host + (at - first), last - at, "other"));
+    throw error;
+  } finally {
+    allocation.finish();
+  }
+}
+
+/** Subclusters that are data now; those that were stay so, and hold zeroes. */
+function withData({ allocatedBits, zeroBits }: SubclusterBits, data: number): SubclusterBits {
+  return { allocatedBits: (allocatedBits | data) >>> 0, zeroBits: (zeroBits & ~data) >>> 0 };
+}
+
+function indexInSlice(state: Qcow2State, guestOffset: number): number {
+  return Math.floor(guestOffset / state.clusterSize) % sliceEntries(state);
+}
+
+/** Has the file set space aside for `count` clusters, which get their refcounts: host offset of the first. */
+async function reserve(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  count: number,
+  mode: Prealloc,
+): Promise<number> {
+  const { clusterSize, file, refcountTable, l2Entries } = state;
+  let used = Math.ceil((await file.getLength(co)) / clusterSize);
+  const counted = (refcountTable.byteLength / 8) * refblockEntries(state);
+  // Clusters that are in use, and not written yet, may lie behind the end of the file.
+  await forEachRefcount(co, state, used, Math.max(counted - used, 0), (cluster) => {
+    used = Math.max(used, cluster + 1);
+  });
+  // L2 tables that may be needed, and one more where the range begins within one.
+  const tables = Math.ceil(count / l2Entries) + 1;
+  let first: number;
+  try {
+    first = await makeRefcountArea(co, state, used, count + tables);
+  } catch (error) {
+    throw BlockError.wrap("Failed to resize refcount structures", error);
+  }
+  try {
+    await file.truncate(co, (first + count) * clusterSize, false, mode);
+  } catch (error) {
+    throw BlockError.wrap("Failed to resize underlying file", error);
+  }
+  await updateRefcount(co, state, first * clusterSize, count * clusterSize, 1, "never");
+  return first * clusterSize;
+}
+
+/** Maps clusters of one slice, with the bits that follow from those before. What was mapped there is freed. */
+async function link(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  hostOffset: number,
+  clusters: number,
+  bitsAfter: (isFirst: boolean, before: SubclusterBits) => SubclusterBits,
+): Promise<void> {
+  const { clusterSize, extendedL2, l2Cache } = state;
+  if (!state.hasDataFile && !state.useLazyRefcounts) await l2Cache.setDependency(co, state.refcountCache);
+  const { slice, index } = await sliceFor(co, state, guestOffset);
+  const old: RawEntry[] = [];
+  for (let cluster = 0; cluster < clusters; cluster++) {
+    const before = readEntry(state, slice, index + cluster);
+    old.push(before);
+    const hasBits = extendedL2 && !(before.high & COMPRESSED_HIGH);
+    const { allocatedBits, zeroBits } = bitsAfter(cluster === 0, hasBits ? before : NO_BITS);
+    const host = hostOffset + cluster * clusterSize;
+    writeEntry(state, slice, index + cluster, {
+      high: (Math.floor(host / 2 ** 32) | COPIED_HIGH) >>> 0,
+      low: host % 2 ** 32,
+      ...(extendedL2 ? { allocatedBits, zeroBits } : NO_BITS),
+    });
+  }
+  if (!state.hasDataFile) await freeEntries(co, state, old, "never");
+}
