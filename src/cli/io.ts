@@ -109,6 +109,7 @@ async function parse(args: readonly string[], context: CliContext): Promise<IoAr
     else if (name === "format") parsed.format = value;
     else if (name === "object") parsed.objects.push(value);
     else if (name === "image-opts") parsed.imageOpts = true;
+    else if (name === "trace") (await import("./trace.ts")).applyTrace(value, context);
     else takeImageFlag(parsed.flags, name, value);
   }
   const [filename, ...more] = getopt.operands;

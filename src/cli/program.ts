@@ -3,7 +3,6 @@
 import "../../drivers/index.ts";
 import { BlockError } from "../block/errors.ts";
 import { openGate } from "../block/open.ts";
-import { parseKeyValues } from "../block/options.ts";
 import { type CliContext, type CliStreams, CommandError, ExitError, UsageError } from "./command.ts";
 import { findCommand } from "./commands.ts";
 import { Getopt, HelpRequest, OptionError, type OptionFault, type OptionSpec } from "./getopt.ts";
@@ -57,7 +56,7 @@ async function dispatch(program: string, args: readonly string[], context: CliCo
   let traced = false;
   for (const { name, value } of getopt) {
     if (name === "trace") {
-      checkTrace(value);
+      (await import("./trace.ts")).applyTrace(value, context);
       traced = true;
     } else return (await import("./help.ts")).standardOption(name, context);
   }
@@ -80,13 +79,6 @@ async function dispatch(program: string, args: readonly string[], context: CliCo
     if (error instanceof HelpRequest) return (await import("./help.ts")).commandHelp(command, context);
     throw error;
   }
-}
-
-/** There are no trace points here: what is said of them is looked at and forgotten. */
-function checkTrace(text: string): void {
-  for (const key of parseKeyValues(text, "enable").keys())
-    if (key !== "enable" && key !== "events" && key !== "file")
-      throw new CommandError([`Invalid parameter '${key}'`]);
 }
 
 async function runIo(args: readonly string[], context: CliContext): Promise<number> {

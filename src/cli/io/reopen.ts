@@ -15,6 +15,8 @@ export async function changeImage(
   given: Options,
 ): Promise<void> {
   const { node } = image.backend;
+  // Also where what follows is refused.
+  if (readOnly) image.holdsWrite = false;
   if (readOnly !== undefined && given.has("read-only"))
     throw new BlockError("EINVAL", "Cannot set both -r/-w and 'read-only'");
   if (cache && (given.has("cache.direct") || given.has("cache.no-flush")))
@@ -22,7 +24,6 @@ export async function changeImage(
   const becomesReadOnly = readOnly ?? takeBool(new Map(given), "read-only") ?? node.readOnly;
   if (becomesReadOnly && image.copyOnRead)
     throw new BlockError("EINVAL", `Can't set node '${node.nodeName}' to r/o with copy-on-read enabled`);
-  if (readOnly) image.holdsWrite = false;
   if (becomesReadOnly && image.holdsWrite)
     throw new BlockError("EPERM", `Read-only block node '${node.nodeName}' cannot support read-write users`);
   const options = new Map(given);
