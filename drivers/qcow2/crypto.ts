@@ -51,18 +51,20 @@ export async function openCrypto(
   file: BlockChild,
 ): Promise<ImageCrypto | undefined> {
   const [unknown] = opening.takeOptionsUnder(["encrypt."]).keys();
-  const wanted = opening.options["encrypt.format"];
   const format = FORMATS[fields.cryptMethod];
-  if (!format) {
-    if (wanted === undefined) return undefined;
-    throw invalid(`No encryption in image header, but options specified format '${wanted}'`);
-  }
-  if (wanted !== undefined && wanted !== format)
-    throw invalid(`Header reported '${format}' encryption format but options specify '${wanted}'`);
+  checkFormat(opening.options["encrypt.format"], format);
+  if (!format) return undefined;
   if (unknown !== undefined) throw invalid(`Parameter '${unknown.slice("encrypt.".length)}' is unexpected`);
   // Most images have no use for it, and node's crypto takes milliseconds to load.
   const { openKeys } = await import("./crypto-open.ts");
   return openKeys(co, opening, format, fields, file);
+}
+
+/** Refuses options that mean an image of another kind. */
+export function checkFormat(wanted: string | undefined, format: ImageCrypto["format"] | undefined): void {
+  if (wanted === undefined || wanted === format) return;
+  if (!format) throw invalid(`No encryption in image header, but options specified format '${wanted}'`);
+  throw invalid(`Header reported '${format}' encryption format but options specify '${wanted}'`);
 }
 
 /** Reads guest data out of its place in the data file. */

@@ -7,9 +7,9 @@ import type { MetadataKind } from "./corruption.ts";
 
 export const options = {
   /** aes or luks: what the image must be encrypted with. */
-  "encrypt.format": { type: "string" },
-  /** Id of the secret with the passphrase. */
-  "encrypt.key-secret": { type: "string", strong: true },
+  "encrypt.format": { type: "string", changeable: true },
+  /** Id of the secret with the passphrase. Changed by a reopen, it is not asked for again. */
+  "encrypt.key-secret": { type: "string", strong: true, changeable: true },
   /** Refcounts are brought up to date when the image is closed; meanwhile it is marked dirty. */
   "lazy-refcounts": { type: "bool", changeable: true },
   /** Tell the file of clusters that a discard of the guest frees. */

@@ -5,6 +5,7 @@ import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { type Options, type OptionValues, takeOptions } from "../../src/block/options.ts";
 import { checkOverlap } from "./corruption.ts";
+import { checkFormat } from "./crypto.ts";
 import { markClean } from "./inactivate.ts";
 import { Compatible } from "./layout.ts";
 import {
@@ -110,7 +111,9 @@ export async function prepareOptions(
   given: Options,
   unmap: boolean,
 ): Promise<() => void> {
-  const runtime = runtimeOf(takeOptions(options, new Map(given)), state, unmap);
+  const values = takeOptions(options, new Map(given));
+  checkFormat(values["encrypt.format"], state.crypto?.format);
+  const runtime = runtimeOf(values, state, unmap);
   if (!state.node.readOnly && !state.isBroken)
     await graphRdlock(co, (reader) =>
       state.lock.run(async () => {

@@ -280,6 +280,15 @@ describe("requests on encrypted qcow2 images, against qemu-io", { skip: missingT
     });
   }
 
+  it("a reopen may name another secret, and not another format", async () => {
+    unpack("luks.qcow2", dir, "ours.qcow2");
+    unpack("luks.qcow2", dir, "theirs.qcow2");
+    for (const option of ["key-secret=t", "key-secret=nobody", "format=luks", "format=aes"]) {
+      const reopen = ["-c", `reopen -o encrypt.${option}`, "-c", "read -P 0 1M 0"];
+      await both([...reopen, ...words(`${SECRETS} ${imageOpts("IMAGE.qcow2")}`)]);
+    }
+  });
+
   it("an encrypted backing file is read with its own secret", async () => {
     unpack("luks.qcow2", dir, "base.qcow2");
     await ours(`create -q -f qcow2 -u -b base.qcow2 -F qcow2 over.qcow2 ${content.length}`, dir);
