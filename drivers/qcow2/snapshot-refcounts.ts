@@ -20,6 +20,7 @@ import {
   tableOffset,
 } from "./entries.ts";
 import { getRefcount, hex, peekRefcount, updateRefcount } from "./refcount.ts";
+import { flushTables } from "./snapshot-table.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** A walk over everything that an L1 table refers to. */
@@ -82,11 +83,6 @@ function copyOf(table: DataView): DataView {
 
 function ignoreBlockError(error: unknown): void {
   if (!(error instanceof BlockError)) throw error;
-}
-
-async function flushTables(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
-  await state.l2Cache.flush(co);
-  await state.refcountCache.flush(co);
 }
 
 /** Works on `l1Table` in place; true if it was changed. */

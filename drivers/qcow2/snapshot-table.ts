@@ -196,11 +196,16 @@ async function writeTable(
   let bytes = 0;
   for (const snapshot of snapshots) bytes = alignUp(bytes, ENTRY_ALIGNMENT) + entryBytes(snapshot);
   if (bytes > MAX_SNAPSHOT_TABLE_BYTES) throw new BlockError("EFBIG");
-  if (bytes === 0) return { offset: 0, bytes: 0 };
   const { file } = state;
+  if (bytes === 0) {
+    // Nothing to be done; QEMU does it all the same.
+    if (file.debug) await file.debug.event(co, "cluster_alloc");
+    await flushTables(co, state);
+    return { offset: 0, bytes: 0 };
+  }
   const offset = await allocateClusters(co, state, bytes, "snapshot table");
   try {
-    await state.refcountCache.flush(co);
+    await flushTables(co, state);
     await checkOverlap(co, state, offset, bytes);
     let at = offset;
     for (const snapshot of snapshots) {
@@ -216,6 +221,15 @@ async function writeTable(
     throw error;
   }
   return { offset, bytes };
+}
+
+/** Puts all that is changed in the caches on the disk.  @qemu bdrv_flush */
+export async function flushTables(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  const { debug } = state.file;
+  if (debug) await debug.event(co, "flush_to_os");
+  await state.l2Cache.write(co);
+  await state.refcountCache.write(co);
+  await state.file.flush(co);
 }
 
 function entryBytes({ unknownExtra, idBytes, nameBytes }: Snapshot): number {

@@ -3,7 +3,7 @@
 import type { BlockBackend } from "../block/backend.ts";
 import type { SnapshotInfo } from "../block/driver.ts";
 import { BlockError, errnoNumber, strerror } from "../block/errors.ts";
-import { type CliContext, CommandError, UsageError } from "./command.ts";
+import { type CliContext, UsageError } from "./command.ts";
 import type { Getopt } from "./getopt.ts";
 import { snapshotTable } from "./info-text.ts";
 import { defineObject } from "./objects.ts";
@@ -31,13 +31,19 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     flags: { readOnly: action === "list", unmap: true, forceShare: wanted.forceShare },
     environment: context.environment,
   });
+  let exitCode = 0;
   try {
     if (action === "list") await list(image, context);
     else if (action) await actions[action](image, snapshot);
-  } finally {
-    await image.close();
+  } catch (error) {
+    // Before what closing has to say, which changes nothing any more.
+    context.report(error);
+    exitCode = 1;
   }
-  return 0;
+  await image.close().catch((error: unknown) => {
+    if (!(error instanceof BlockError)) throw error;
+  });
+  return exitCode;
 }
 
 function parse(args: Getopt, context: CliContext): SnapshotArguments {
@@ -84,7 +90,7 @@ const actions = {
       if (!(error instanceof BlockError)) throw error;
       const { errno } = error;
       const reason = `-${errnoNumber(errno)} (${strerror(errno)})`;
-      throw new CommandError([`Could not create snapshot '${name}': ${reason}`]);
+      throw new BlockError(errno, `Could not create snapshot '${name}': ${reason}`, { cause: error });
     }
   },
 
@@ -100,7 +106,7 @@ const actions = {
   async delete(image: BlockBackend, name: string): Promise<void> {
     const prefix = `Could not delete snapshot '${name}'`;
     const found = (await known(image)).find((snapshot) => snapshot.name === name);
-    if (!found) throw new CommandError([`${prefix}: snapshot not found`]);
+    if (!found) throw new BlockError("ENOENT", `${prefix}: snapshot not found`);
     try {
       await image.snapshots.delete({ id: found.id, name });
     } catch (error) {
