@@ -13,7 +13,6 @@ const MIB = 2 ** 20;
 const SPARSE_BYTES = 2 ** 40;
 
 export interface BenchImages {
-  readonly directory: string;
   readonly raw: string;
   readonly qcow2: string;
   readonly zlib: string;
@@ -22,6 +21,8 @@ export interface BenchImages {
   readonly chain: string;
   /** 1 TiB, raw, with a few MiB of data here and there. */
   readonly sparse: string;
+  /** 100 GiB, qcow2, all of it allocated and none of it written. */
+  readonly wide: string;
   /** A few KiB. */
   readonly small: string;
 }
@@ -30,13 +31,13 @@ export interface BenchImages {
 export function makeImages(directory: string, bytes: number, log: (line: string) => void): BenchImages {
   const at = (name: string) => path.join(directory, name);
   const images: BenchImages = {
-    directory,
     raw: at("disk.raw"),
     qcow2: at("disk.qcow2"),
     zlib: at("zlib.qcow2"),
     zstd: at("zstd.qcow2"),
     chain: at("top.qcow2"),
     sparse: at("sparse.raw"),
+    wide: at("wide.qcow2"),
     small: at("small.qcow2"),
   };
   /** Makes a file under another name first, so that one that is there is whole. */
@@ -58,6 +59,9 @@ export function makeImages(directory: string, bytes: number, log: (line: string)
   make(at("middle.qcow2"), (file) => makeOverlay(images.qcow2, file, bytes, 1));
   make(images.chain, (file) => makeOverlay(at("middle.qcow2"), file, bytes, 2));
   make(images.sparse, makeSparse);
+  make(images.wide, (file) =>
+    qemuImg("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", file, "100G"),
+  );
   make(images.small, (file) => qemuImg("create", "-q", "-f", "qcow2", file, "64M"));
   return images;
 }

@@ -22,11 +22,6 @@ const USAGE = `usage: npm run bench -- [--quick] [--size 1G] [--pairs 5] [--job 
 `;
 
 const BDRV = fileURLToPath(new URL("../../dist/bdrv.cjs", import.meta.url));
-const TOOLS = {
-  qemuImg: ["qemu-img"],
-  bdrv: [process.execPath, BDRV],
-} as const;
-
 /** Middle and ends of one figure over all pairs. */
 interface Spread {
   readonly median: number;
@@ -37,8 +32,12 @@ interface Spread {
 interface JobResult {
   readonly name: string;
   readonly what: string;
+  /** By its better setting: the options that were given as well. */
   readonly qemuImg: readonly Usage[];
+  readonly alternative: readonly string[];
   readonly bdrv: readonly Usage[];
+  /** Median of another tool that does the same. */
+  readonly yardstickSeconds?: number;
   /** Wall clock and CPU time, bdrv by qemu-img, pair by pair. */
   readonly wallRatio: Spread;
   readonly cpuRatio: Spread;
@@ -68,7 +67,7 @@ function main(): void {
     } catch (error) {
       if (!(error instanceof BenchError)) throw error;
       failures.push(`${job.name}: ${error.message}`);
-      if (!settings.json) console.log(`${job.name.padEnd(13)} FAILED`);
+      if (!settings.json) console.log(`${job.name.padEnd(14)} FAILED`);
     }
   }
   if (settings.json) {
@@ -121,47 +120,106 @@ function readSettings(args: readonly string[]): Settings {
   }
 }
 
-/** Runs both tools in turn; the first two runs are also compared, and a warm-up before them fills the page cache. */
+/** What is run in turn. */
+type Runner = "qemuImg" | "alternative" | "bdrv" | "yardstick" | "start";
+
+/** The command line of a runner; undefined: this job has none. */
+function commandOf(
+  runner: Runner,
+  job: Job,
+  images: BenchImages,
+  target: string,
+): readonly string[] | undefined {
+  const [command = "", ...args] = job.args(images, target);
+  switch (runner) {
+    case "qemuImg":
+      return ["qemu-img", command, ...args];
+    case "alternative":
+      return job.alternative && ["qemu-img", command, ...job.alternative, ...args];
+    case "bdrv":
+      return [process.execPath, BDRV, command, ...args];
+    case "yardstick":
+      return job.yardstick?.(images, target);
+    case "start":
+      return job.lessStart ? [process.execPath, "-e", "0"] : undefined;
+  }
+}
+
+/** Runs the tools in turn; their first runs are also compared, and fill the page cache. */
 function runJob(job: Job, images: BenchImages, pairs: number, scratch: string): JobResult {
-  const target = (tool: keyof typeof TOOLS) => path.join(scratch, `target-${tool}`);
-  const run = (tool: keyof typeof TOOLS): Run => {
-    fs.rmSync(target(tool), { force: true });
-    const result = measure([...TOOLS[tool], ...job.args(images, target(tool))], scratch);
+  const target = (runner: Runner) => path.join(scratch, `target-${runner}`);
+  const run = (runner: Runner): Run | undefined => {
+    const command = commandOf(runner, job, images, target(runner));
+    if (!command) return undefined;
+    fs.rmSync(target(runner), { force: true });
+    if (job.copyOf) fs.copyFileSync(images[job.copyOf], target(runner));
+    const result = measure(command, scratch);
     if (result.exitCode !== 0)
-      throw new BenchError(`${tool} ends with exit code ${result.exitCode}: ${result.stderr.trim()}`);
+      throw new BenchError(`${runner} ends with exit code ${result.exitCode}: ${result.stderr.trim()}`);
     return result;
   };
-  const qemuImg: Usage[] = [];
-  const bdrv: Usage[] = [];
+  const runners: readonly Runner[] = ["qemuImg", "alternative", "bdrv", "yardstick", "start"];
+  const usages: Record<Runner, Usage[]> = {
+    qemuImg: [],
+    alternative: [],
+    bdrv: [],
+    yardstick: [],
+    start: [],
+  };
   try {
     const expected = run("qemuImg");
     const actual = run("bdrv");
-    const targetBytes = job.targetFormat && {
+    const format = job.targetFormat ?? (job.copyOf === "qcow2" ? "qcow2" : job.copyOf && "raw");
+    const targetBytes = format && {
       qemuImg: fs.statSync(target("qemuImg")).blocks * 512,
       bdrv: fs.statSync(target("bdrv")).blocks * 512,
     };
-    if (job.targetFormat) compareTargets(job.targetFormat, target("qemuImg"), target("bdrv"));
-    else if (expected.stdout !== actual.stdout)
-      throw new BenchError(`the tools print different things:\n${expected.stdout}\n${actual.stdout}`);
-    for (let pair = 0; pair < pairs; pair++) {
-      qemuImg.push(run("qemuImg").usage);
-      bdrv.push(run("bdrv").usage);
-    }
-    const ratio = (figure: (usage: Usage) => number) =>
-      spread(bdrv.map((usage, pair) => figure(usage) / figure(qemuImg[pair] as Usage)));
-    return {
-      name: job.name,
-      what: job.what,
-      qemuImg,
-      bdrv,
-      wallRatio: ratio(({ wallSeconds }) => wallSeconds),
-      cpuRatio: ratio(({ cpuSeconds }) => cpuSeconds),
-      ...(targetBytes && { targetBytes }),
-    };
+    if (format) compareTargets(format, target("qemuImg"), target("bdrv"));
+    else if (withoutTimes(expected?.stdout) !== withoutTimes(actual?.stdout))
+      throw new BenchError(`the tools print different things:\n${expected?.stdout}\n${actual?.stdout}`);
+    for (let pair = 0; pair < pairs; pair++)
+      for (const runner of runners) {
+        const result = run(runner);
+        if (result) usages[runner].push(result.usage);
+      }
+    return summary(job, usages, targetBytes);
   } finally {
-    fs.rmSync(target("qemuImg"), { force: true });
-    fs.rmSync(target("bdrv"), { force: true });
+    for (const runner of runners) fs.rmSync(target(runner), { force: true });
   }
+}
+
+/** What bench tells of its own time. */
+function withoutTimes(output = ""): string {
+  return output.replace(/completed in [\d.]+ seconds/, "completed");
+}
+
+function medianOf(usages: readonly Usage[], figure: keyof Usage): number {
+  return usages.length > 0 ? spread(usages.map((usage) => usage[figure])).median : 0;
+}
+
+function summary(
+  job: Job,
+  { qemuImg, alternative, bdrv, yardstick, start }: Record<Runner, Usage[]>,
+  targetBytes: JobResult["targetBytes"] | undefined,
+): JobResult {
+  const wall = (usages: readonly Usage[]) => medianOf(usages, "wallSeconds");
+  const isFaster = alternative.length > 0 && wall(alternative) < wall(qemuImg);
+  const best = isFaster ? alternative : qemuImg;
+  const ratio = (figure: "wallSeconds" | "cpuSeconds") => {
+    const started = medianOf(start, figure);
+    return spread(bdrv.map((usage, pair) => (usage[figure] - started) / (best[pair] as Usage)[figure]));
+  };
+  return {
+    name: job.name,
+    what: job.what,
+    qemuImg: best,
+    alternative: isFaster ? (job.alternative ?? []) : [],
+    bdrv,
+    wallRatio: ratio("wallSeconds"),
+    cpuRatio: ratio("cpuSeconds"),
+    ...(yardstick.length > 0 && { yardstickSeconds: wall(yardstick) }),
+    ...(targetBytes && { targetBytes }),
+  };
 }
 
 /** Content by qemu-img compare; a qcow2 of ours must also pass qemu-img check. */
@@ -193,7 +251,7 @@ function describeMachine(bytes: number): string {
 }
 
 const HEADING = [
-  "job          ",
+  "job           ",
   "qemu-img s".padStart(10),
   "bdrv s".padStart(9),
   "ratio (min-max)".padStart(19),
@@ -203,22 +261,23 @@ const HEADING = [
   "size".padStart(6),
 ].join(" ");
 
-function tableRow({ name, qemuImg, bdrv, wallRatio, cpuRatio, targetBytes }: JobResult): string {
-  const median = (usages: readonly Usage[], figure: keyof Usage) =>
-    spread(usages.map((usage) => usage[figure])).median;
+function tableRow({ name, qemuImg, bdrv, wallRatio, cpuRatio, ...result }: JobResult): string {
+  const { targetBytes, alternative, yardstickSeconds } = result;
   const both = (figure: keyof Usage, show: (value: number) => string) =>
-    `${show(median(qemuImg, figure))} / ${show(median(bdrv, figure))}`;
+    `${show(medianOf(qemuImg, figure))} / ${show(medianOf(bdrv, figure))}`;
   const seconds = (value: number) => value.toFixed(3);
   const mebibytes = (value: number) => (value / 2 ** 20).toFixed(0);
   return [
-    name.padEnd(13),
-    seconds(median(qemuImg, "wallSeconds")).padStart(10),
-    seconds(median(bdrv, "wallSeconds")).padStart(9),
+    name.padEnd(14),
+    seconds(medianOf(qemuImg, "wallSeconds")).padStart(10),
+    seconds(medianOf(bdrv, "wallSeconds")).padStart(9),
     `${wallRatio.median.toFixed(2)} (${wallRatio.min.toFixed(2)}-${wallRatio.max.toFixed(2)})`.padStart(19),
     both("cpuSeconds", seconds).padStart(17),
     cpuRatio.median.toFixed(2).padStart(7),
     both("peakRssBytes", mebibytes).padStart(11),
     (targetBytes ? (targetBytes.bdrv / targetBytes.qemuImg).toFixed(2) : "").padStart(6),
+    ...(alternative.length > 0 ? [` qemu-img ${alternative.join(" ")}`] : []),
+    ...(yardstickSeconds === undefined ? [] : [` cp ${seconds(yardstickSeconds)}`]),
   ].join(" ");
 }
 
