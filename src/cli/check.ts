@@ -4,11 +4,11 @@ import type { BlockBackend } from "../block/backend.ts";
 import type { CheckResult } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
 import { checkImage } from "../jobs/check.ts";
-import { type CliContext, CommandError, UsageError } from "./command.ts";
+import { type CliContext, CommandError, ExitError, UsageError } from "./command.ts";
 import { outputFormat, prettyJson, toFixed } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { cacheFlags, openImage } from "./open-image.ts";
+import { cacheFlags, openImage, thenClose } from "./open-image.ts";
 
 /** The exit codes beside 0 and 1. */
 const CORRUPTIONS = 2;
@@ -35,20 +35,20 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     writethrough,
     environment: context.environment,
   });
-  try {
-    if (!image.node.ops.check)
-      throw new CommandError(["This image format does not support checks"], NOT_SUPPORTED);
-    const result = await checkAndRepair(image, wanted, context);
-    if (!wanted.quiet) context.stdout.write(describe(result, wanted, image.node.driver.formatName));
-    return exitCode(result);
-  } catch (error) {
-    if (!(error instanceof BlockError)) throw error;
-    // It is told before what closing the image may have to tell.
-    context.report(error);
-    return 1;
-  } finally {
-    await image.close();
-  }
+  return thenClose(image, async () => {
+    try {
+      if (!image.node.ops.check)
+        throw new CommandError(["This image format does not support checks"], NOT_SUPPORTED);
+      const result = await checkAndRepair(image, wanted, context);
+      if (!wanted.quiet) context.stdout.write(describe(result, wanted, image.node.driver.formatName));
+      return exitCode(result);
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      // It is told before what closing the image may have to tell.
+      context.report(error);
+      throw new ExitError(1);
+    }
+  });
 }
 
 /** What is repaired is looked at once more: that is what the figures are of. */
