@@ -58,14 +58,19 @@ export async function markClean(co: Coroutine<"read">, state: Qcow2State): Promi
 /** From here on the image is only read. Its bitmaps are stored, so they are marked as in use again if that is taken back. */
 export async function reopenReadOnly(co: Coroutine<"none">, state: Qcow2State): Promise<ReopenAction> {
   const { dirtyBitmaps } = state.node;
-  await graphRdlock(co, (reader) =>
-    state.lock.run(async () => {
-      await storeBitmaps(reader, state);
-      await writeCaches(reader, state);
-      await markClean(reader, state);
-    }),
-  );
-  for (const bitmap of dirtyBitmaps) bitmap.readOnly = bitmap.persistent;
+  try {
+    await graphRdlock(co, (reader) =>
+      state.lock.run(async () => {
+        await storeBitmaps(reader, state);
+        for (const bitmap of dirtyBitmaps) bitmap.readOnly = bitmap.persistent;
+        await writeCaches(reader, state);
+        await markClean(reader, state);
+      }),
+    );
+  } catch (error) {
+    if (dirtyBitmaps.some(({ readOnly }) => readOnly)) await reopenBitmaps(co, state);
+    throw error;
+  }
   return { commit: () => {}, abort: (undo) => reopenBitmaps(undo, state) };
 }
 
@@ -76,8 +81,8 @@ export function reopenWritable(state: Qcow2State): ReopenAction {
     throw new BlockError("EACCES", "qcow2: Image is corrupt; cannot be opened read/write");
   const isDirty = (incompatibleFeatures & Incompatible.Dirty) !== 0n;
   const committed = async (co: Coroutine<"none">) => {
-    if (isDirty) await graphRdlock(co, (reader) => state.lock.run(() => repairDirty(reader, state)));
     await reopenBitmaps(co, state);
+    if (isDirty) await graphRdlock(co, (reader) => state.lock.run(() => repairDirty(reader, state)));
   };
   return { commit: () => {}, committed, abort: () => {} };
 }

@@ -384,6 +384,41 @@ describe("bitmaps", { skip }, () => {
     }
   });
 
+  it("say nothing wrong where becoming read-only failed anywhere", async (test) => {
+    const { filename, content } = newImage(test);
+    const memory = memoryDriver(test, "faulty", 0);
+    let failures = 0;
+    for (let failAt = 1; ; failAt++) {
+      memory.data = content.slice();
+      const image = await openBackend({ driver: "qcow2", file: { driver: "faulty" } });
+      const baselines: Baselines = new Map([["b", new Uint8Array(SIZE)]]);
+      await image.bitmaps.add("b", { persistent: true, granularity: 512 });
+      await image.write(0, new Uint8Array(4096).fill(1));
+      await image.reopen({ readOnly: true });
+      await image.reopen({ readOnly: false });
+      await image.write(8192, new Uint8Array(512).fill(2));
+      const isReached = armFault(memory, failAt, 1);
+      const error = await image.reopen({ readOnly: true }).catch((reason: unknown) => reason);
+      memory.hook = () => {};
+      if (!isReached()) {
+        assert.equal(error, undefined);
+        await image.close();
+        break;
+      }
+      if (error) {
+        failures++;
+        await image.write(16384, new Uint8Array(512).fill(3)).catch(() => {});
+        await image.flush();
+      }
+      await checkBitmaps(memory.data.slice(), baselines, `request ${failAt} failed`);
+      await image.close();
+      const consistent = await checkBitmaps(memory.data.slice(), baselines, `closed after ${failAt} failed`);
+      assert.equal(consistent, 1);
+      checkNoCorruption(filename, memory.data, `request ${failAt} failed`);
+    }
+    assert.ok(failures > 5, String(failures));
+  });
+
   it("say nothing wrong after writes that failed", async (test) => {
     const { filename, content } = newImage(test);
     const memory = memoryDriver(test, "faulty", 0);
