@@ -10,6 +10,7 @@ import { describe, it } from "node:test";
 import type { BlockBackend } from "../../../src/block/backend.ts";
 import type { DirtyExtent } from "../../../src/block/dirty-bitmap.ts";
 import { BlockError } from "../../../src/block/errors.ts";
+import { convert } from "../../../src/library/jobs.ts";
 import { type Memory, memoryDriver, openBackend } from "../../support/graph.ts";
 import { recorder, replay } from "../../support/power-cut.ts";
 import { type Random, random } from "../../support/random.ts";
@@ -210,6 +211,32 @@ describe("an image with bitmaps", { skip }, () => {
     await image.close();
     assert.deepEqual(flags(), ["b"]);
     assert.deepEqual(theirExtents(filename, "b"), [{ offset: 0, bytes: 65536 }]);
+  });
+
+  it("has them copied by the library's convert, if that is asked for", async (test) => {
+    const dir = tempDir(test);
+    const [source, copy] = [path.join(dir, "source.qcow2"), path.join(dir, "copy.qcow2")];
+    mustRun("qemu-img", ["create", "-q", "-f", "qcow2", source, "1M"]);
+    mustRun("qemu-img", ["bitmap", "--add", "-g", "512", source, "b"]);
+    qemuIo(source, "write -q 4096 1024");
+    await convert(source, { filename: copy, format: "qcow2" });
+    await convert(source, { filename: copy, format: "qcow2" }, { bitmaps: true });
+    assert.deepEqual(theirExtents(copy, "b"), [{ offset: 4096, bytes: 1024 }]);
+    const left = path.join(dir, "left.qcow2");
+    const image = await openFile(source, false);
+    // As a crash would leave it.
+    fs.copyFileSync(source, left);
+    await image.close();
+    await assert.rejects(convert(left, { filename: copy, format: "qcow2" }, { bitmaps: true }), {
+      message: "Cannot copy inconsistent bitmap 'b'",
+    });
+    const warnings: string[] = [];
+    await convert(
+      left,
+      { filename: copy, format: "qcow2" },
+      { bitmaps: true, skipBrokenBitmaps: true, onWarning: (text) => warnings.push(text) },
+    );
+    assert.deepEqual(warnings, ["Skipping inconsistent bitmap 'b'"]);
   });
 
   it("goes on marking where it could not be made read-only", async (test) => {
