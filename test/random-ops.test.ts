@@ -8,7 +8,9 @@ import fs from "node:fs";
 import path from "node:path";
 import { describe, it, type TestContext } from "node:test";
 import { findDriver, unregisterDriver } from "../src/block/driver.ts";
-import type { NestedOptions } from "../src/block/options.ts";
+import { openGate } from "../src/block/open.ts";
+import { type NestedOptions, parseKeyValues } from "../src/block/options.ts";
+import { createImage } from "../src/jobs/create.ts";
 import { makeOps, type Op, type OpsProfile, type OpsTarget, runOps, shrinkOps } from "./random-ops.ts";
 import { memoryDriver, openBackend } from "./support/graph.ts";
 import { tempDir } from "./support/temp.ts";
@@ -36,6 +38,7 @@ interface Layer {
   readonly snapshots?: boolean | "overflow";
   readonly bitmaps?: boolean;
   readonly v2?: boolean;
+  readonly encrypted?: "aes" | "luks";
   /** What stands between the format and its file: options of blkdebug. */
   readonly blkdebug?: NestedOptions;
 }
@@ -66,6 +69,14 @@ function qcow2(clusterSize: number, options = "", more: Partial<Layer> = {}): La
   };
 }
 
+/** The passphrase of all encrypted layers. */
+const SECRET = "passphrase";
+
+/** Its block status does not tell where a cluster is set aside, which the model of compressed writes wants to know. */
+function encrypted(format: "aes" | "luks", clusterSize: number, options = ""): Layer {
+  return qcow2(clusterSize, options, { encrypted: format, compressed: false });
+}
+
 const VARIANTS: readonly Variant[] = [
   { name: "raw", layers: [raw] },
   { name: "raw, requests aligned to 512", layers: [{ ...raw, blkdebug: { align: 512 } }] },
@@ -92,6 +103,10 @@ const VARIANTS: readonly Variant[] = [
     ],
   })),
   { name: "qcow2, zstd", layers: [qcow2(64 * KiB, "compression_type=zstd")] },
+  { name: "qcow2, AES", layers: [encrypted("aes", 4 * KiB)] },
+  { name: "qcow2, LUKS", layers: [encrypted("luks", 64 * KiB)] },
+  { name: "qcow2, LUKS, extended L2", layers: [encrypted("luks", 16 * KiB, "extended_l2=on")] },
+  { name: "qcow2, LUKS over raw", layers: [raw, encrypted("luks", 512)] },
   { name: "qcow2, lazy refcounts", layers: [qcow2(4 * KiB, "lazy_refcounts=on")] },
   ...[16 * KiB, 64 * KiB, 2 * MiB].map((clusterSize) => ({
     name: `qcow2, extended L2, clusters of ${clusterSize}`,
@@ -149,13 +164,17 @@ async function runVariant(
   let below: { readonly filename: string; readonly format: string; readonly model: Uint8Array } | undefined;
   for (const [index, layer] of layers.entries()) {
     const filename = path.join(dir, `layer${index}.${layer.format}`);
-    createLayer(dir, filename, layer, below);
+    await createLayer(dir, filename, layer, below);
     const model = new Uint8Array(layer.size);
     if (below) model.set(below.model.subarray(0, layer.size));
     const open = (readOnly: boolean) =>
       openBackend(
-        { driver: layer.format, file: fileOptions(filename, layer) },
-        { flags: { unmap: true, readOnly } },
+        {
+          driver: layer.format,
+          ...(layer.encrypted && { "encrypt.key-secret": "s" }),
+          file: fileOptions(filename, layer),
+        },
+        { flags: { unmap: true, readOnly }, environment: { secret } },
       );
     const target: OpsTarget = {
       model,
@@ -177,12 +196,31 @@ function fileOptions(filename: string, { blkdebug }: Layer): NestedOptions {
   return { driver: "blkdebug", image: { driver: "file", filename }, ...blkdebug };
 }
 
-function createLayer(
+function secret(): { readonly data: Uint8Array } {
+  return { data: Buffer.from(SECRET) };
+}
+
+/** LUKS is made by us: qemu-img takes seconds to find out how fast it derives keys. */
+async function createLayer(
   dir: string,
   filename: string,
   layer: Layer,
   below: { readonly filename: string; readonly format: string } | undefined,
-): void {
+): Promise<void> {
+  if (layer.encrypted) {
+    const luks = layer.encrypted === "luks" ? ",encrypt.iter-time=0,encrypt.cipher-alg=aes-128" : "";
+    const encryption = `encrypt.format=${layer.encrypted},encrypt.key-secret=s${luks}`;
+    await createImage({
+      filename,
+      format: layer.format,
+      size: layer.size,
+      backingFile: below?.filename,
+      backingFormat: below?.format,
+      options: parseKeyValues(`${layer.options},${encryption}`),
+      environment: { gate: openGate, warn: () => {}, secret },
+    });
+    return;
+  }
   const args = ["create", "-q", "-f", layer.format];
   if (layer.options) args.push("-o", layer.options.replace("DIR", dir));
   if (below) args.push("-b", below.filename, "-F", below.format);
@@ -192,17 +230,17 @@ function createLayer(
 /** The oracle's judgement: no error, no leak, and the content of the model; the same of every snapshot. */
 function checkLayer(dir: string, filename: string, layer: Layer, { model, snapshots }: OpsTarget): void {
   if (layer.format === "qcow2") {
-    const { code, stdout, stderr } = run("qemu-img", ["check", "-f", "qcow2", filename]);
+    const { code, stdout, stderr } = run("qemu-img", ["check", ...imageArgs(filename, layer)]);
     // A snapshot that was refused leaks a table, as with qemu-img.
     const isFine = code === 0 || (code === 3 && layer.snapshots === "overflow");
     assert.ok(isFine, `qemu-img check: exit code ${code}\n${stdout}${stderr}`);
   }
-  const converted = convertedContent(dir, ["-f", layer.format, filename]);
+  const converted = convertedContent(dir, imageArgs(filename, layer));
   assert.equal(converted.length, model.length, "length of what qemu-img converts");
   expectContent(converted, model, "qemu-img converts other content");
   for (const [name, content] of snapshots ?? []) {
     // The length is that of the active content.
-    const shown = convertedContent(dir, ["-l", `snapshot.name=${name}`, "-f", layer.format, filename]);
+    const shown = convertedContent(dir, ["-l", `snapshot.name=${name}`, ...imageArgs(filename, layer)]);
     const bytes = Math.min(shown.length, content.length);
     expectContent(
       shown.subarray(0, bytes),
@@ -210,6 +248,13 @@ function checkLayer(dir: string, filename: string, layer: Layer, { model, snapsh
       `qemu-img finds other content in ${name}`,
     );
   }
+}
+
+/** How qemu-img opens a layer. */
+function imageArgs(filename: string, { format, encrypted: isEncrypted }: Layer): readonly string[] {
+  if (!isEncrypted) return ["-f", format, filename];
+  const options = `driver=${format},encrypt.key-secret=s,file.filename=${filename}`;
+  return ["--object", `secret,id=s,data=${SECRET}`, "--image-opts", options];
 }
 
 function convertedContent(dir: string, args: readonly string[]): Buffer {
