@@ -45,10 +45,15 @@ export async function openState(co: Coroutine<"none">, opening: Opening): Promis
 /** The child that guest data lies in. */
 async function openDataFile(
   co: Coroutine<"none">,
-  { openChild, openReference, flags }: Opening,
+  { openChild, openReference, takeOptionsUnder, flags }: Opening,
   header: ParsedHeader,
   file: BlockChild,
 ): Promise<BlockChild> {
+  // Whoever only wants to know about the image touches neither what it names nor what options name.
+  if (flags.noIo) {
+    takeOptionsUnder(["data-file"]);
+    return file;
+  }
   const isNeeded = (header.incompatibleFeatures & Incompatible.DataFile) !== 0n;
   const role = { data: true };
   const byUser = await openChild(co, "data-file", role);
@@ -60,8 +65,6 @@ async function openDataFile(
     return file;
   }
   if (byUser) return byUser;
-  // Whoever only wants to know about the image does not touch what it names.
-  if (flags.noIo) return file;
   if (header.dataFileName === undefined)
     throw new BlockError("EINVAL", "'data-file' is required for this image");
   return openReference(co, "data-file", role, "data file", header.dataFileName);

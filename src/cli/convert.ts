@@ -163,8 +163,10 @@ async function copy(
 ): Promise<void> {
   const { flags, snapshot, sparseBytes, bytesPerSecond, parallel } = wanted;
   if (snapshot) {
-    if (sources.length > 1) throw new BlockError("EINVAL", "No support for concatenating multiple snapshot");
-    for (const source of sources) await loadSnapshot(source, snapshot);
+    if (snapshot.idOrName !== undefined && sources.length > 1)
+      throw new BlockError("EINVAL", "No support for concatenating multiple snapshot");
+    // As there, a snapshot that is asked for by its options is the first image's.
+    for (const source of sources.slice(0, 1)) await loadSnapshot(source, snapshot);
   }
   if (flags.has("target-is-zero") && wanted.backingFile !== undefined)
     throw new BlockError(

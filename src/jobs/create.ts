@@ -139,12 +139,12 @@ function addBacking(table: OptionTable, options: Options, request: CreateImageRe
   const { format, filename } = request;
   setBackingOptions(table, options, format, request);
   const name = options.get("backing_file");
-  if (name === "") throw new BlockError("EINVAL", "Expected backing file name, got empty string");
   if (name === filename)
     throw new BlockError(
       "EINVAL",
       "Error: Trying to create an image with the same filename as the backing file",
     );
+  if (name === "") throw new BlockError("EINVAL", "Expected backing file name, got empty string");
 }
 
 /** Opens the backing file unless that is not wanted, and gives its length in bytes. Its format must be given. */

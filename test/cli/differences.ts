@@ -16,9 +16,19 @@ export const DIFFERENCES: readonly Difference[] = [
     applies: (line) => line.some((word) => /^(if=|of=)?nbd:/.test(word)),
   },
   {
-    why: "qemu-img bench divides by the length of an image of no bytes, and is killed.",
+    why: "qemu-img is killed by a signal: bench divides by the length of an image of no bytes, convert -B '' trips over its own name.",
     what: "all",
-    applies: ([command], theirs) => command === "bench" && theirs.exitCode === -1,
+    applies: (_, theirs) => theirs.exitCode === -1,
+  },
+  {
+    why: "A conversion that is refused does not end with 0, as it does with --target-is-zero over a backing file.",
+    what: "all",
+    applies: (_, theirs) => theirs.stderr.includes("Cannot use --target-is-zero"),
+  },
+  {
+    why: "What null-co reads as without read-zeroes is whatever is in memory.",
+    what: "files",
+    applies: (line) => line.some((word) => word.includes("null-co") && !word.includes("read-zeroes")),
   },
   {
     why: "A failed conversion leaves no image that passes for whole.",
