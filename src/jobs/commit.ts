@@ -9,7 +9,7 @@ import type { BlockNode } from "../block/node.ts";
 import { alignDown, alignUp, KiB, MiB } from "../block/units.ts";
 import { backingChainNext, findBackingImage, skipFilters } from "./chain.ts";
 import { Throttle } from "./convert-queue.ts";
-import { readAhead } from "./read-ahead.ts";
+import { BufferPool, readAhead } from "./read-ahead.ts";
 
 export interface CommitOptions {
   /** Name of the image of the backing chain that gets the data. Default: the backing file. Implies `keepOverlay`. */
@@ -112,19 +112,22 @@ async function copyDown(
   if (onProgress) for await (const { start, end } of ranges()) total += end - start;
   onProgress?.(0, total);
   const throttle = bytesPerSecond ? new Throttle(bytesPerSecond) : undefined;
+  const pool = new BufferPool(MAX_COPY_BYTES);
   const load = async (step: Step) => {
-    if (step.kind !== "copy") return { step, data: undefined };
+    if (step.kind !== "copy") return { step, buffer: undefined };
     await throttle?.pass(step.bytes, signal);
-    const data = Buffer.allocUnsafeSlow(step.bytes);
-    await top.readInto(step.offset, data, { signal });
-    return { step, data };
+    const buffer = pool.take();
+    await top.readInto(step.offset, buffer.subarray(0, step.bytes), { signal });
+    return { step, buffer };
   };
   let done = 0;
   const steps = planSteps(top, target, ranges(), granule, signal);
-  for await (const { step, data } of readAhead(steps, load, COPIES_IN_FLIGHT)) {
+  for await (const { step, buffer } of readAhead(steps, load, COPIES_IN_FLIGHT)) {
     const { kind, offset, bytes } = step;
-    if (data) await target.write(offset, data, { signal });
-    else if (kind === "zero") await target.writeZeroes(offset, bytes, { mayUnmap: true, signal });
+    if (buffer) {
+      await target.write(offset, buffer.subarray(0, bytes), { signal });
+      pool.give([buffer]);
+    } else if (kind === "zero") await target.writeZeroes(offset, bytes, { mayUnmap: true, signal });
     else await target.discard(offset, bytes, { signal });
     done += bytes;
     onProgress?.(done, total);

@@ -14,7 +14,7 @@ import type { Options } from "../block/options.ts";
 import { KiB, MiB, SECTOR_SIZE } from "../block/units.ts";
 import { findBackingImage, skipFilters } from "./chain.ts";
 import { hostFiles } from "./convert-target.ts";
-import { readAhead } from "./read-ahead.ts";
+import { BufferPool, readAhead } from "./read-ahead.ts";
 
 /** Bytes that are compared at once.  @qemu IO_BUF_SIZE */
 const PIECE_BYTES = 2 * MiB;
@@ -179,12 +179,17 @@ async function keepContent(
       newBacking?.inChain ?? false,
       signal,
     );
-    const load = async (piece: Piece) => ({ piece, differences: await compare(piece, signal) });
-    for await (const { piece, differences } of readAhead(pieces, load, PIECES_IN_FLIGHT)) {
+    const pool = new BufferPool(PIECE_BYTES);
+    const load = async (piece: Piece) => {
+      const buffers = piece.layers.map(() => pool.take());
+      return { piece, buffers, differences: await compare(piece, buffers, signal) };
+    };
+    for await (const { piece, buffers, differences } of readAhead(pieces, load, PIECES_IN_FLIGHT)) {
       for (const { offset, bytes, data } of differences)
         await writing(() =>
           data ? image.write(offset, data, { signal }) : image.writeZeroes(offset, bytes, { signal }),
         );
+      pool.give(buffers);
       onProgress?.(piece.offset + piece.bytes, total);
     }
   } finally {
@@ -303,26 +308,35 @@ class ZeroFinder {
   }
 }
 
-/** Where old and new backing file differ, in runs of sectors, with what the old one has. */
+/** What a layer that is not read has. */
+let zeroes: Buffer | undefined;
+
+/**
+ * Where old and new backing file differ, in runs of sectors, with what the old one has. There is a buffer for each
+ * of the piece's layers; the answer refers to them.
+ */
 async function compare(
   { offset, bytes, layers, behindOld }: Piece,
+  buffers: readonly Buffer[],
   signal: AbortSignal | undefined,
 ): Promise<readonly Difference[]> {
   if (layers.length === 0) return [];
   const read = async (name: Layer["name"]): Promise<Buffer> => {
-    const layer = layers.find((each) => each.name === name);
-    if (!layer) return Buffer.alloc(bytes);
-    const buffer = Buffer.allocUnsafeSlow(bytes);
+    const index = layers.findIndex((each) => each.name === name);
+    zeroes ??= Buffer.alloc(PIECE_BYTES);
+    const buffer = (buffers[index] ?? zeroes).subarray(0, bytes);
     try {
-      await layer.backend.readInto(offset, buffer, { signal });
+      await layers[index]?.backend.readInto(offset, buffer, { signal });
     } catch (error) {
       const { errno } = toBlockError(error);
       throw new BlockError(errno, `error while reading from ${name} backing file`, { cause: error });
     }
     return buffer;
   };
+  const reads = [read("old"), read("new")] as const;
   // The old one's error comes first, whichever fails sooner.
-  const [before, after] = await Promise.all([read("old"), read("new")]);
+  await Promise.allSettled(reads);
+  const [before, after] = await Promise.all(reads);
   return differingRuns(before, after).map(({ start, end }) => ({
     offset: offset + start,
     bytes: end - start,
