@@ -3,6 +3,7 @@
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { type Prealloc, Req, type ReqFlags } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
+import { isZero } from "../../src/block/iov.ts";
 import { u64 } from "../../src/block/layout.ts";
 import { alignUp, MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
 import { checkBitmapsForResize } from "./bitmap-store.ts";
@@ -13,6 +14,7 @@ import { beforeChange, growL1 } from "./l2.ts";
 import { Autoclear, HeaderV2 } from "./layout.ts";
 import { Kind, l2Coverage, l2OffsetOf, lookUp } from "./mapping.ts";
 import { preallocate } from "./preallocate.ts";
+import { pread } from "./read.ts";
 import { freeClusters, getRefcount, settleFreed } from "./refcount.ts";
 import { dropUnusedRefblocks } from "./refcount-area.ts";
 import type { Qcow2State } from "./state.ts";
@@ -193,7 +195,10 @@ async function grow(
   }
 }
 
-/** The last cluster may still hold what was there before the image shrank: that must not come back. */
+/**
+ * The last cluster may still hold what was there before the image shrank. QEMU 7.2 lets that come back unless there
+ * is a longer backing file; here it does not.
+ */
 async function hideOldTail(
   co: Coroutine<"read">,
   state: Qcow2State,
@@ -204,7 +209,11 @@ async function hideOldTail(
   const end = Math.min(alignUp(oldBytes, clusterSize), bytes);
   for (let at = oldBytes; at < end; ) {
     const { kind, bytes: run } = await state.lock.run(() => lookUp(co, state, at, end - at));
-    if (kind === Kind.Normal || kind === Kind.Compressed) await pwrite(co, state, at, new Uint8Array(run));
+    if (kind === Kind.Normal || kind === Kind.Compressed) {
+      const tail = new Uint8Array(run);
+      await pread(co, state, at, tail);
+      if (!isZero(tail)) await pwrite(co, state, at, tail.fill(0));
+    }
     at += run;
   }
 }

@@ -17,7 +17,9 @@
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { checkOverlap, signalCorruption } from "./corruption.ts";
+import { writeData } from "./crypto.ts";
 import { COMPRESSED_HIGH, entryOffset, setEntry, tableOffset, ZERO_LOW } from "./entries.ts";
+import { l2Coverage } from "./mapping.ts";
 import { allocateClusters, changeRefcounts, freeClusters, getRefcount, hex } from "./refcount.ts";
 import type { OnProgress } from "./refcount-width.ts";
 import { checkSnapshotL1, readSnapshotL1, refreshActive } from "./snapshot.ts";
@@ -28,6 +30,8 @@ interface L2Table {
   readonly hostOffset: number;
   readonly view: DataView<ArrayBuffer>;
   readonly isActive: boolean;
+  /** Guest offset of the first entry. */
+  readonly guestStart: number;
 }
 
 /** The image is none with extended L2 entries or a data file. True if it has compressed clusters. */
@@ -79,7 +83,7 @@ async function walkTables(
       if (hostOffset > 0) {
         const { buffer } = await file.preadBytes(co, hostOffset, clusterSize);
         const view = new DataView(buffer as ArrayBuffer);
-        await visit({ hostOffset, view, isActive: !snapshot });
+        await visit({ hostOffset, view, isActive: !snapshot, guestStart: index * l2Coverage(state) });
       }
       done++;
       onProgress(done, total);
@@ -108,18 +112,20 @@ async function expandTable(co: Coroutine<"read">, state: Qcow2State, table: L2Ta
       let offset = isOwn ? old : 0;
       if (offset === 0 && state.node.backing) {
         offset = await allocateClusters(co, state, clusterSize, "cluster");
-        taken.push(offset);
         await changeRefcounts(co, state, offset, clusterSize, users - 1, "never");
+        taken.push(offset);
       }
-      if (offset > 0) await writeZeroes(co, state, offset);
+      if (offset > 0) await writeZeroes(co, state, table.guestStart + index * clusterSize, offset);
       setEntry(view, index * 8, offset, offset > 0 && users === 1);
     }
-    if (changed) await writeL2(co, state, table, users);
+    if (changed) await state.refcountCache.flush(co);
   } catch (error) {
     for (const offset of taken)
       for (let left = users; left > 0; left--) await freeClusters(co, state, offset, clusterSize, "other");
     throw error;
   }
+  // A write that fails may have reached the disk all the same: then the clusters are better lost than used twice.
+  if (changed) await writeL2(co, state, table, users);
   for (const offset of givenUp) await changeRefcounts(co, state, offset, clusterSize, -users, "other");
   return givenUp.length > 0;
 }
@@ -139,13 +145,19 @@ async function checkedOffset(
   );
 }
 
-async function writeZeroes(co: Coroutine<"read">, state: Qcow2State, hostOffset: number): Promise<void> {
+async function writeZeroes(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  hostOffset: number,
+): Promise<void> {
   const { clusterSize, file } = state;
   await checkOverlap(co, state, hostOffset, clusterSize);
-  await file.pwriteZeroes(co, hostOffset, clusterSize);
+  if (state.crypto) await writeData(co, state, guestOffset, hostOffset, new Uint8Array(clusterSize));
+  else await file.pwriteZeroes(co, hostOffset, clusterSize);
 }
 
-/** Invariant 1. */
+/** Invariant 1: the refcounts are on the disk, and with the flush before the write so are the zeroes. */
 async function writeL2(
   co: Coroutine<"read">,
   state: Qcow2State,
@@ -153,7 +165,7 @@ async function writeL2(
   users: number,
 ): Promise<void> {
   const { file, clusterSize } = state;
-  await state.refcountCache.flush(co);
+  await file.flush(co);
   // A table that both have is of two kinds.
   if (users === 1)
     await checkOverlap(

@@ -2,7 +2,7 @@
 
 import { parseKeyValues } from "../block/options.ts";
 import { amendImage, amendOptionTable } from "../jobs/amend.ts";
-import { type CliContext, CommandError, UsageError } from "./command.ts";
+import { type CliContext, CommandError, ExitError, UsageError } from "./command.ts";
 import { asksForHelp, joinOptionList, optionLines } from "./driver-options.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
@@ -85,6 +85,10 @@ async function amend(wanted: AmendArguments, context: CliContext): Promise<void>
     } finally {
       progress?.jump(1, 1);
     }
+  } catch (error) {
+    // What closing has to say comes after this.
+    context.report(error);
+    throw new ExitError(1);
   } finally {
     await image.close();
   }

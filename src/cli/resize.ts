@@ -3,7 +3,7 @@
 import type { Prealloc } from "../block/driver.ts";
 import { takeOptions, warnOfHexSuffix } from "../block/options.ts";
 import { resizeImage, ShrinkError } from "../jobs/resize.ts";
-import { type CliContext, CommandError, UsageError } from "./command.ts";
+import { type CliContext, CommandError, ExitError, UsageError } from "./command.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
 import { openImage } from "./open-image.ts";
@@ -11,7 +11,7 @@ import { openImage } from "./open-image.ts";
 const PREALLOCATIONS: readonly string[] = ["off", "metadata", "falloc", "full"] satisfies Prealloc[];
 
 const SHRINK_WARNING =
-  "warning: Shrinking an image will delete all data beyond the shrunken image's end. " +
+  "Shrinking an image will delete all data beyond the shrunken image's end. " +
   "Before performing such an operation, make sure there is no important data there.";
 
 interface ResizeArguments {
@@ -33,8 +33,10 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   try {
     await resizeImage(image, { ...wanted, newSize, signal });
   } catch (error) {
-    if (error instanceof ShrinkError) throw new CommandError([error.message, SHRINK_WARNING]);
-    throw error;
+    // What closing has to say comes after this.
+    context.report(error);
+    if (error instanceof ShrinkError) context.warn(SHRINK_WARNING);
+    throw new ExitError(1);
   } finally {
     await image.close();
   }
