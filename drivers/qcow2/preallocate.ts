@@ -73,7 +73,7 @@ async function mapAll(
   });
   try {
     const head = await readHead(co, state, start, headStart);
-    const hostEnd = (await mapClusters(co, state, head, first, last)) - (last - alignUp(end, subclusterSize));
+    const hostEnd = (await mapClusters(co, state, head, first, end)) - (last - alignUp(end, subclusterSize));
     if (!state.hasDataFile && hostEnd > (await dataFile.getLength(co)))
       await dataFile.truncate(co, hostEnd, false, fileMode);
   } finally {
@@ -99,15 +99,16 @@ function needsCluster({ high }: RawEntry): boolean {
   return high < COPIED_HIGH || (high & COMPRESSED_HIGH) !== 0;
 }
 
-/** Maps what has no cluster of its own in [first, last); gives the host offset behind the last new one. */
+/** Maps what has no cluster of its own from `first` to that with `end`; gives the host offset behind the last new one. */
 async function mapClusters(
   co: Coroutine<"read">,
   state: Qcow2State,
   head: Head,
   first: number,
-  last: number,
+  end: number,
 ): Promise<number> {
   const { clusterSize } = state;
+  const last = alignUp(end, clusterSize);
   let hostEnd = 0;
   /** Where what comes next would go on with what is before it. */
   let following: number | undefined;
@@ -132,6 +133,7 @@ async function mapClusters(
       if (run === 0) return;
       const data = at === first ? headBits(state, head) : 0;
       if (data !== 0) await writeHead(co, state, head, host + (head.guestOffset - at));
+      if (state.crypto && end < at + run) await writeTail(co, state, end, host + (end - at));
       await link(co, state, at, host, run / clusterSize, (isFirst, before) =>
         isFirst ? withData(before, data) : before,
       );
@@ -167,6 +169,17 @@ async function writeHead(
 ): Promise<void> {
   await writeData(co, state, guestOffset, hostOffset, bytes);
   state.l2Cache.dependsOnFlush = true;
+}
+
+/** What is behind the end of an encrypted image reads as zeroes if the image grows again: holes in the file would not. */
+async function writeTail(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  end: number,
+  hostOffset: number,
+): Promise<void> {
+  const tail = new Uint8Array(alignUp(end, state.subclusterSize) - end);
+  if (tail.length > 0) await writeData(co, state, end, hostOffset, tail);
 }
 
 /** The subclusters that it has something of. */
