@@ -7,6 +7,7 @@ import type { DirtyBitmap } from "./dirty-bitmap.ts";
 import type { BlockDriver, BlockLimits, NodeOps } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
 import { getLength, refreshTotalSectors } from "./length.ts";
+import type { InheritedFlag } from "./open.ts";
 import type { OpenFlags } from "./open-flags.ts";
 import type { Options } from "./options.ts";
 import { RequestTracker } from "./tracked-request.ts";
@@ -42,6 +43,8 @@ export class BlockNode implements ChildParent {
   /** Has another backing file (or none) than the image names. */
   childrenOverridden = false;
   flags: OpenFlags;
+  /** Flags that the user gave for this very node: it does not follow its parent in them. */
+  explicitFlags: ReadonlySet<InheritedFlag> = new Set();
   limits: BlockLimits = { ...DEFAULT_LIMITS };
   readonly tracker: RequestTracker;
 

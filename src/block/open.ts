@@ -202,6 +202,7 @@ async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRe
     options = new Map([...parseJsonFilename(filename), ...options]);
     filename = undefined;
   }
+  const explicitFlags = new Set(INHERITED_FLAGS.filter((key) => options.has(key)));
   const flags = takeFlags(options, request.flags);
   let driver = await fillOptions(filename, options, request.protocol ?? false);
   const backing = takeBackingChoice(options, flags, request.environment);
@@ -217,6 +218,7 @@ async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRe
       probed = true;
     }
     const node = makeNode(caller, driver, options, flags, filename);
+    node.explicitFlags = explicitFlags;
     node.probed = probed && driver.formatName === "raw";
     const handle = makeHandle(node, options, request, file);
     file = undefined;
@@ -226,6 +228,10 @@ async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRe
     throw error;
   }
 }
+
+/** Options of flags that children inherit where they have none of their own. */
+const INHERITED_FLAGS = ["read-only", "cache.direct", "cache.no-flush"] as const;
+export type InheritedFlag = (typeof INHERITED_FLAGS)[number];
 
 /** The options that every node has.  @qemu bdrv_runtime_opts */
 export function takeFlags(options: Options, given: OpenFlags): OpenFlags {

@@ -102,10 +102,22 @@ function planSubtree(
     planSubtree(
       steps,
       edge.node,
-      edge.role.cow ? passed : { ...passed, readOnly },
+      inheritedBy(edge.node, edge.role.cow ? passed : { ...passed, readOnly }),
       ofChildren.get(key) ?? new Map(),
     );
   steps.set(node, { node, flags, options });
+}
+
+/** What the user gave a node itself stays.  @qemu bdrv_inherited_options */
+function inheritedBy(
+  { explicitFlags }: BlockNode,
+  { readOnly, direct, noFlush }: Pick<ReopenChanges, "readOnly" | "direct" | "noFlush">,
+): Pick<ReopenChanges, "readOnly" | "direct" | "noFlush"> {
+  return {
+    readOnly: explicitFlags.has("read-only") ? undefined : readOnly,
+    direct: explicitFlags.has("cache.direct") ? undefined : direct,
+    noFlush: explicitFlags.has("cache.no-flush") ? undefined : noFlush,
+  };
 }
 
 /** The driver's changeable options with their new values; what else is named must be as it is.  @qemu bdrv_reopen_prepare */

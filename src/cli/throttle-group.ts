@@ -30,6 +30,9 @@ export function makeThrottleGroup(properties: Options): ThrottleGroup {
   return new ThrottleGroup(limits);
 }
 
+/** The largest number of seconds that the older spelling takes. */
+const MAX_LENGTH = 2 ** 32 - 1;
+
 /** The older spelling of a property goes first. */
 function takeLimit(properties: Options, name: string, otherwise: number): number {
   let value = otherwise;
@@ -37,8 +40,13 @@ function takeLimit(properties: Options, name: string, otherwise: number): number
     const text = takeString(properties, key);
     if (text === undefined) continue;
     const number = parseInteger(text);
-    if (number === undefined) throw new BlockError("EINVAL", `Parameter '${key}' expects integer`);
-    if (number < 0) throw new BlockError("EINVAL", "Property values cannot be negative");
+    if (number === undefined || Math.abs(number) >= 2 ** 63)
+      throw new BlockError("EINVAL", `Parameter '${key}' expects integer`);
+    if (key.startsWith("x-")) {
+      if (number < 0) throw new BlockError("EINVAL", "Property values cannot be negative");
+      if (name.endsWith("-max-length") && number > MAX_LENGTH)
+        throw new BlockError("EINVAL", `${key} value must be in therange [0, ${MAX_LENGTH}]`);
+    }
     value = number;
   }
   return value;

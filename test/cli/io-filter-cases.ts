@@ -240,3 +240,55 @@ map --output=json --image-opts driver=quorum,vote-threshold=1,children.0.driver=
 map --output=json -f raw blkverify:a.raw:c.raw
 map null-aio://
 `;
+
+/** Limits of a group, good and bad ones. */
+export const THROTTLE_CASES = String.raw`
+--image-opts -c info driver=throttle,throttle-group=foo,file.driver=file,file.filename=c.raw
+--image-opts -c info driver=throttle,throttle-group=,file.driver=file,file.filename=c.raw
+--image-opts -c info driver=throttle,file.driver=file,file.filename=c.raw
+--image-opts -c info driver=throttle,throttle-group=foo
+--image-opts -c info driver=throttle,throttle-group=foo,limits.iops-total=3,file.filename=c.raw
+--object throttle-group,id=tg --image-opts -c info -c map -c 'write 0 1k' -c 'write -z 4k 4k' -c 'discard 0 4k' -c 'truncate 2M' -c flush -c 'write -c 0 64k' driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-bps-total=1000 --image-opts -c 'aio_read 0 64k' -c 'aio_read 0 64k' -c aio_flush driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg --object throttle-group,id=th --image-opts -c 'reopen -o throttle-group=th' -c 'reopen -o throttle-group=foo' -c 'reopen' driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg --object throttle-group,id=tg -c length
+--object throttle-group -c length
+--object throttle-group,id=tg,limits.iops-total=5,limits.bps-total=1000 --image-opts -c length driver=raw,file.driver=throttle,file.throttle-group=tg,file.file.driver=file,file.file.filename=c.raw
+--object throttle-group,id=tg,x-bps-total=1,x-bps-read=1 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-bps-total-max=5 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-bps-total=10,x-bps-total-max=5 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=-1 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=foo --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,foo=bar --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,limits=5 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=5,x-iops-total-max=10,x-iops-total-max-length=0 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=5,x-iops-total-max-length=5 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=1000000000000000 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=1000000000000001 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-size=4 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=5,x-iops-total-max=100000000000000,x-iops-total-max-length=1000 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,limits.foo=5 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=1k --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,limits.iops-total=1k --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,limits.iops-total=x --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,limits.iops-total=-1 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,limits.iops-total-max-length=0 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=5,limits.iops-total=7 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total= --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total-max-length=-1 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total-max-length=5000000000 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-bps-read=5,x-bps-total-max=7 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+--object throttle-group,id=tg,x-iops-total=99999999999999999999 --image-opts -c length driver=throttle,throttle-group=tg,file.driver=file,file.filename=c.raw
+`;
+
+/** What `-T` takes. */
+export const TRACE_CASES = String.raw`
+-T foo -c length r.raw
+-f raw -T enable=foo -c length r.raw
+-f raw -T enable=bdrv_co_preadv -c length r.raw
+-f raw -T events=nope -c length r.raw
+-f raw -T file=nope/x -c length r.raw
+-f raw -T foo=bar -c length r.raw
+-f raw -T "" -c length r.raw
+-f raw --trace enable=foo,file=x -c length r.raw
+`;

@@ -5,7 +5,14 @@ import path from "node:path";
 import { after, describe, it } from "node:test";
 import { mustRun } from "../support/tools.ts";
 import { Fixture, words } from "./differential.ts";
-import { BLKDEBUG_OPTION_CASES, FILTER_CASES, NAME_CASES, QUORUM_CASES } from "./io-filter-cases.ts";
+import {
+  BLKDEBUG_OPTION_CASES,
+  FILTER_CASES,
+  NAME_CASES,
+  QUORUM_CASES,
+  THROTTLE_CASES,
+  TRACE_CASES,
+} from "./io-filter-cases.ts";
 import { caseLines, noOracle, sameRun } from "./io-harness.ts";
 
 const KIB = 1024;
@@ -63,6 +70,8 @@ describe("filters beside qemu-io", { skip: noOracle }, () => {
     ["filters", FILTER_CASES],
     ["quorum", QUORUM_CASES],
     ["options of blkdebug", BLKDEBUG_OPTION_CASES],
+    ["throttle groups", THROTTLE_CASES],
+    ["trace events", TRACE_CASES],
   ];
   for (const [name, table] of tables)
     describe(name, () => {

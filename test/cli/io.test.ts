@@ -18,17 +18,18 @@ const MIB = KIB * KIB;
  * What is not the same on purpose. Nothing of it stands in the tables.
  *
  * - `-V`: the number is QEMU's, what stands behind it is ours.
- * - `-T`: accepted, and nothing is traced; no list of events, no warning about an unknown one.
+ * - `-T`: nothing is traced, so there is no event that exists: `help` lists none, and each that is named is warned of.
  * - `truncate -m MODE` without a length is a usage error; qemu-io crashes.
- * - `read -b` and `write -b` are ENOTSUP for every format: no driver keeps VM state yet.
- * - `--object iothread` and other kinds that qemu knows beside secrets are named as any unknown kind.
- * - `reopen -o encrypt.format=x` is "Cannot change the option".
  * - A length over 2^53 - 2^30 is refused with that limit, not with 2^63.
- * - A qcow2 image cut inside of a cluster and grown again reads as zeroes there; qemu's shows what was there before.
- * - What could not be flushed when an image is closed is not told by name ("Failed to flush the L2 table cache").
  * - Several asynchronous requests may end in another order, as they may from run to run of qemu-io.
  * - At a terminal the line editor is Node's.
- * - SIGUSR1 by `sigraise 10` starts Node's debugger.
+ * - With `-s`, options of the overlay can be changed by `reopen`; qemu-io looks for the file that it has removed. Nodes
+ *   of any driver can be reopened; qemu refuses it below and above copy-on-read, compress, quorum and their like.
+ * - The first write with FUA: qemu's count of changes is raised after the flush that belongs to it, so that this flush
+ *   is left out at the node itself (blkdebug's `flush_to_disk` does not come, blklogwrites logs none).
+ * - A compressed write that fails gives its clusters back; in qemu's image an entry points to what was never written.
+ * - blkverify: writes of zeroes and truncation work; qemu-io crashes. A cluster that was freed is used again only when
+ *   the L2 tables without it are on the disk: where blkdebug stops at `l2_update` then, qemu goes on.
  */
 
 function fillRaw(directory: string): void {

@@ -5,6 +5,7 @@ import path from "node:path";
 import { after, describe, it } from "node:test";
 import { findDriver } from "../../src/block/driver.ts";
 import type { NestedOptions } from "../../src/block/options.ts";
+import { makeThrottleGroup } from "../../src/cli/throttle-group.ts";
 import { type ConformanceImage, type ConformanceSubject, conformance } from "../conformance.ts";
 import { openBackend } from "../support/graph.ts";
 import { tempDir } from "../support/temp.ts";
@@ -23,10 +24,14 @@ function fileWith(content: Uint8Array, suffix = ".raw"): string {
   return filename;
 }
 
+/** One group for all, whose limits are never met. */
+const unlimited = makeThrottleGroup(new Map());
+const environment = { throttleGroup: () => unlimited };
+
 /** An image that is opened by these options. */
 function imageOf(options: NestedOptions, ...files: string[]): ConformanceImage {
   return {
-    open: ({ readOnly }) => openBackend(options, { flags: { readOnly, unmap: true } }),
+    open: ({ readOnly }) => openBackend(options, { flags: { readOnly, unmap: true }, environment }),
     dispose: () => files.forEach((filename) => fs.rmSync(filename, { force: true })),
   };
 }
@@ -51,6 +56,19 @@ function overFile(
     return imageOf(options(filename), filename);
   };
   return { ...COMMON, name, make, ...more };
+}
+
+/** A driver over several files that all hold the content. */
+function overCopies(
+  name: string,
+  copies: number,
+  options: (filenames: readonly string[]) => NestedOptions,
+): ConformanceSubject {
+  const make = async (content: Uint8Array) => {
+    const filenames = Array.from({ length: copies }, () => fileWith(content));
+    return imageOf(options(filenames), ...filenames);
+  };
+  return { ...COMMON, name, make, canTruncate: false };
 }
 
 /** qcow2 made by qemu-img of the content, with these create options; opened with `wrap` around it. */
@@ -136,6 +154,46 @@ const SUBJECTS: readonly ConformanceSubject[] = [
   })),
 ];
 
+const FILTER_SUBJECTS: readonly ConformanceSubject[] = [
+  overFile("throttle", (filename) => ({
+    driver: "throttle",
+    "throttle-group": "group",
+    file: { driver: "file", filename },
+  })),
+  overFile("raw over preallocate", (filename) => ({
+    driver: "raw",
+    file: { driver: "preallocate", "prealloc-size": 100_000, file: { driver: "file", filename } },
+  })),
+  overFile("blklogwrites", (filename) => {
+    fs.writeFileSync(`${filename}.log`, "");
+    return {
+      driver: "blklogwrites",
+      file: { driver: "file", filename },
+      log: { driver: "file", filename: `${filename}.log` },
+    };
+  }),
+  {
+    ...COMMON,
+    name: "null-aio",
+    keepsData: false,
+    canTruncate: false,
+    make: async (content) => imageOf({ driver: "null-aio", size: content.length, "read-zeroes": true }),
+  },
+  ...["quorum", "fifo"].map((pattern) =>
+    overCopies(`quorum, read by ${pattern}`, 3, (files) => ({
+      driver: "quorum",
+      "vote-threshold": 2,
+      "read-pattern": pattern,
+      children: files.map((filename) => ({ driver: "file", filename })),
+    })),
+  ),
+  overCopies("blkverify", 2, ([raw, test]) => ({
+    driver: "blkverify",
+    raw: { driver: "file", filename: raw },
+    test: { driver: "file", filename: test },
+  })),
+];
+
 const QCOW2_SUBJECTS: readonly ConformanceSubject[] = [
   qcow2("qcow2", "cluster_size=4096", 4096),
   qcow2("qcow2, clusters of 512", "cluster_size=512,refcount_bits=1", 512),
@@ -148,11 +206,29 @@ const QCOW2_SUBJECTS: readonly ConformanceSubject[] = [
     align: 512,
     image,
   })),
+  // To be read, too, its image must be open for writing.
+  qcow2("copy-on-read over qcow2", "cluster_size=4096", 4096, {}, (image) => ({
+    driver: "copy-on-read",
+    file: { ...image, "read-only": false },
+  })),
+  qcow2("throttle over qcow2", "cluster_size=4096", 4096, {}, (file) => ({
+    driver: "throttle",
+    "throttle-group": "group",
+    file,
+  })),
+  qcow2("qcow2 over preallocate", "cluster_size=4096", 4096, {}, (image) => ({
+    ...image,
+    file: { driver: "preallocate", "prealloc-size": 65536, file: image["file"] as NestedOptions },
+  })),
   qcow2("compress over qcow2", "cluster_size=4096", 4096, { canOverwrite: false }, (file) => ({
     driver: "compress",
     file,
   })),
 ];
+
+describe("conformance of filters", () => {
+  for (const subject of FILTER_SUBJECTS) conformance(it, subject);
+});
 
 describe("conformance", () => {
   for (const subject of SUBJECTS) conformance(it, subject);

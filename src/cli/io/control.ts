@@ -73,8 +73,8 @@ export const aioFlush: IoCommand = {
   minArgs: 0,
   maxArgs: 0,
   summary: "completes all outstanding aio requests",
-  async run({ aio }) {
-    await aio.drain();
+  async run(session) {
+    await session.drain();
     return true;
   },
 };

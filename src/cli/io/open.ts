@@ -234,7 +234,7 @@ export const reopen: IoCommand = {
       else readOnly = name === "r";
     }
     if (operands.length > 0) throw new UsageFault();
-    await session.aio.drain();
+    await session.drain();
     await changeImage(session.opened, readOnly, cache, given);
     return true;
   },

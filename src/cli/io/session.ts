@@ -3,6 +3,7 @@
 import type { BlockBackend } from "../../block/backend.ts";
 import { Req } from "../../block/driver.ts";
 import { BlockError } from "../../block/errors.ts";
+import { drainedEnd, subtree } from "../../block/graph.ts";
 import type { IoVector } from "../../block/iov.ts";
 import type { OpenRequest } from "../../block/open.ts";
 import type { CliContext } from "../command.ts";
@@ -62,12 +63,23 @@ export class IoSession {
     return this.commands.find((command) => command.name === name || command.alias === name);
   }
 
+  /** Waits for what is under way, and nothing holds it back meanwhile.  @qemu blk_drain_all */
+  async drain(): Promise<void> {
+    const nodes = this.image ? [...subtree(this.image.backend.node)] : [];
+    for (const node of nodes) node.drainedBegin();
+    try {
+      await this.aio.drain();
+    } finally {
+      for (const node of nodes) drainedEnd(node);
+    }
+  }
+
   /** Waits for what is under way, and closes the image. */
   async close(): Promise<void> {
     const { image } = this;
     if (!image) return;
     // After a signal nobody waits for requests: they end by the same signal.
-    if (!this.context.signal.aborted) await this.aio.drain();
+    if (!this.context.signal.aborted) await this.drain();
     this.image = undefined;
     try {
       await image.backend.close();
