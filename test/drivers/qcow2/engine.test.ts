@@ -343,12 +343,13 @@ describe("qcow2 lazy refcounts", { skip }, () => {
     });
     assert.equal(isDirty(filename), false);
     check(filename);
-    await assert.rejects(
-      withImage(copy, async () => {}),
-      /Could not repair dirty image/,
-    );
-    await withImage(copy, async (image) => assert.equal((await image.read(0, 1))[0], 1), true);
-    mustRun("qemu-img", ["check", "-r", "all", copy]);
+    // Whoever only reads leaves it as it is; whoever opens it to write repairs it.
+    const readFirst = async (image: BlockBackend) => assert.equal((await image.read(0, 1))[0], 1);
+    await withImage(copy, readFirst, true);
+    assert.equal(isDirty(copy), true);
+    await withImage(copy, readFirst);
+    assert.equal(isDirty(copy), false);
+    check(copy);
   });
 });
 
@@ -380,7 +381,7 @@ describe("qcow2 images that contradict themselves", { skip }, () => {
     {
       name: "a cluster that is not aligned",
       change: (file, _, l2) => file.writeBigUInt64BE(copied | 0x50200n, l2),
-      message: "Cluster allocation offset 0x50200 unaligned (L2 offset: 0x40000, L2 index: 0)",
+      message: "Data cluster offset 0x50200 unaligned (guest offset: 0)",
     },
     {
       name: "a cluster that is the L1 table",
