@@ -213,7 +213,8 @@ async function readBitmaps(
     warn(why, "Some clusters may be leaked, run 'qemu-img check -r' on the image file to fix.");
     return undefined;
   }
-  const record = BitmapsExtension.read(await read("bitmaps_ext: Could not read ext header"));
+  const data = await read("bitmaps_ext: Could not read ext header");
+  const record = BitmapsExtension.read(data);
   const { nbBitmaps, reserved, directorySize, directoryOffset } = record;
   if (reserved !== 0) throw invalid("bitmaps_ext: Reserved field is not zero");
   if (nbBitmaps > MAX_BITMAPS)
@@ -221,12 +222,16 @@ async function readBitmaps(
       `bitmaps_ext: Image has ${nbBitmaps} bitmaps, exceeding the QEMU supported maximum of ${MAX_BITMAPS}`,
     );
   if (nbBitmaps === 0) throw invalid("found bitmaps extension with zero bitmaps");
-  if (!Number.isSafeInteger(directoryOffset) || !isAligned(directoryOffset, clusterSize))
-    throw invalid("bitmaps_ext: invalid bitmap directory offset");
-  if (directorySize > MAX_BITMAP_DIRECTORY_BYTES)
-    throw invalid(
-      `bitmaps_ext: bitmap directory size (${directorySize}) exceeds the maximum supported size (${MAX_BITMAP_DIRECTORY_BYTES})`,
+  if (!isAligned(directoryOffset, clusterSize)) throw invalid("bitmaps_ext: invalid bitmap directory offset");
+  if (directorySize > MAX_BITMAP_DIRECTORY_BYTES) {
+    // As a number it would be told with its last digits wrong.
+    const exact = new DataView(data.buffer, data.byteOffset).getBigUint64(
+      BitmapsExtension.offsetOf.directorySize,
     );
+    throw invalid(
+      `bitmaps_ext: bitmap directory size (${exact}) exceeds the maximum supported size (${MAX_BITMAP_DIRECTORY_BYTES})`,
+    );
+  }
   return record;
 }
 
