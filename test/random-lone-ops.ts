@@ -9,6 +9,7 @@ import { BlockError } from "../src/block/errors.ts";
 import { createSnapshot, deleteSnapshot, gotoSnapshot, loadSnapshot } from "../src/block/snapshot.ts";
 import { type BitmapOp, bitmapKinds, resizeBitmaps } from "./random-bitmaps.ts";
 import type { OpsProfile, OpsTarget } from "./random-ops.ts";
+import { type RepairOp, repairKinds } from "./random-repair.ts";
 import type { Random } from "./support/random.ts";
 
 export type LoneOp =
@@ -18,7 +19,8 @@ export type LoneOp =
   | { readonly kind: "delete"; readonly name: string }
   /** Reads what every snapshot holds. */
   | { readonly kind: "snapshots" }
-  | BitmapOp;
+  | BitmapOp
+  | RepairOp;
 
 /** What will be when the steps made so far have run, as far as it can be known. */
 export interface Outlook {
@@ -141,6 +143,7 @@ export const loneKinds: {
   },
 
   ...bitmapKinds,
+  ...repairKinds,
 };
 
 function snapshotsOf({ snapshots }: OpsTarget): Map<string, Uint8Array> {

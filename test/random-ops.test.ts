@@ -167,14 +167,14 @@ async function runVariant(
     await createLayer(dir, filename, layer, below);
     const model = new Uint8Array(layer.size);
     if (below) model.set(below.model.subarray(0, layer.size));
-    const open = (readOnly: boolean) =>
+    const open = (readOnly: boolean, check = false) =>
       openBackend(
         {
           driver: layer.format,
           ...(layer.encrypted && { "encrypt.key-secret": "s" }),
           file: fileOptions(filename, layer),
         },
-        { flags: { unmap: true, readOnly }, environment: { secret } },
+        { flags: { unmap: true, readOnly, check }, environment: { secret } },
       );
     const target: OpsTarget = {
       model,
@@ -183,8 +183,10 @@ async function runVariant(
       bitmaps: new Map(),
       open: () => open(false),
       openReadOnly: () => open(true),
+      openToCheck: () => open(false, true),
+      filename,
     };
-    const profile = { compressed: false, resize: true, ...layer };
+    const profile = { compressed: false, resize: true, repair: layer.format === "qcow2", ...layer };
     await runOps(target, opsOf(index, profile), profile);
     checkLayer(dir, filename, layer, target);
     below = { filename, format: layer.format, model: target.model };

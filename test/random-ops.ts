@@ -45,6 +45,8 @@ export interface OpsProfile {
   readonly snapshots?: boolean | "overflow";
   /** Dirty bitmaps that are stored. */
   readonly bitmaps?: boolean;
+  /** Its refcounts may be damaged and repaired. */
+  readonly repair?: boolean;
   /** Version 2 of qcow2: the size stays while there are snapshots. */
   readonly v2?: boolean;
 }
@@ -53,6 +55,10 @@ export interface OpsTarget {
   open(): Promise<BlockBackend>;
   /** The same image, only to be read; for images with snapshots. */
   openReadOnly?(): Promise<BlockBackend>;
+  /** The same image, to be repaired. */
+  openToCheck?(): Promise<BlockBackend>;
+  /** The image's file, to be damaged. */
+  readonly filename?: string;
   /** What the guest sees at the start; changed by the run to what it must see at the end. */
   model: Uint8Array;
   /** What lies below, as far as a discard may bring it back; absent: discarded ranges read as before or as zeroes. */

@@ -35,6 +35,7 @@ export async function checkSnapshotTable(co: Coroutine<"read">, run: Check): Pro
   });
   state.snapshotsOffset = pointer.snapshotsOffset;
   state.snapshots = table.snapshots;
+  state.unreadSnapshots = undefined;
   state.snapshotTableBytes = table.tableBytes;
   state.metadataIndex = undefined;
   faults += table.discarded;

@@ -378,7 +378,7 @@ export async function updateHeader(co: Coroutine<"read">, state: Qcow2State): Pr
   const { node } = state;
   const cluster = serializeHeader({
     ...state,
-    nbSnapshots: state.snapshots.length,
+    nbSnapshots: state.unreadSnapshots ?? state.snapshots.length,
     backingFile: node.backingFilename,
     backingFormat: node.backingFormat,
   });

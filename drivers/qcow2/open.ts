@@ -109,6 +109,7 @@ async function makeState(
     l1Table,
     refcountTable,
     snapshots,
+    unreadSnapshots: flags.check ? header.nbSnapshots : undefined,
     snapshotTableBytes: tableBytes,
     ...makeCaches(file, dataFile, runtime, clusterSize, () => state),
     passDiscard: runtime.passDiscard,

@@ -115,6 +115,8 @@ export interface Qcow2State {
   snapshotsOffset: number;
   snapshotTableBytes: number;
   snapshots: Snapshot[];
+  /** How many the header says there are, in an image that was opened to be checked, until the check has read them. */
+  unreadSnapshots: number | undefined;
 
   /** Exchanged where options change. */
   l2Cache: TableCache;
