@@ -18,7 +18,7 @@ import {
 import { type CipherSpec, essivAlgorithm, keyBytesOf } from "./sector-cipher.ts";
 
 /** "LUKS\xba\xbe" */
-export const LUKS_MAGIC = Uint8Array.of(0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe);
+const LUKS_MAGIC = Uint8Array.of(0x4c, 0x55, 0x4b, 0x53, 0xba, 0xbe);
 
 /** Figure 1 of the specification, without the key slots. Texts end at a zero byte. */
 const Fixed = layout("big", {

@@ -7,6 +7,7 @@
  */
 
 import { type Cipher, createCipheriv, createDecipheriv, createHash, type Decipher } from "node:crypto";
+import { endianness } from "node:os";
 import { SECTOR_SIZE } from "../../src/block/units.ts";
 import {
   type CipherAlgorithm,
@@ -150,6 +151,7 @@ function xts(block: EcbCipher, key: Uint8Array, algorithm: CipherAlgorithm): Mod
   const scratchBytes = new Uint8Array(scratch.buffer);
   return (data, ivs, encrypts) => {
     fillTweaks(tweaks, wordsOf(tweaker.encrypt(ivs)));
+    if (IS_BIG_ENDIAN) Buffer.from(tweaks.buffer).swap32();
     const count = data.length / 4;
     scratchBytes.set(data);
     for (let at = 0; at < count; at++) scratch[at] = (scratch[at] as number) ^ (tweaks[at] as number);
@@ -182,10 +184,13 @@ function fillTweaks(tweaks: Uint32Array, first: Uint32Array): void {
   }
 }
 
-/** Words in the byte order of the machine, which x86 and ARM have little-endian as XTS wants it. */
+const IS_BIG_ENDIAN = endianness() === "BE";
+
+/** The little-endian words of a copy. */
 function wordsOf(bytes: Uint8Array): Uint32Array {
-  const aligned = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice();
-  return new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.length / 4);
+  const copy = Uint8Array.from(bytes);
+  if (IS_BIG_ENDIAN) Buffer.from(copy.buffer).swap32();
+  return new Uint32Array(copy.buffer);
 }
 
 /**
