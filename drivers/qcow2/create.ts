@@ -116,7 +116,7 @@ function makeHeader(image: NewImage, layout: Layout): Uint8Array {
   }
 }
 
-/** The file is empty: what is not written reads as zeroes. */
+/** The header comes last: until then the file is no image. */
 async function writeImage(
   file: BlockBackend,
   { clusterSize, refcountBits }: NewImage,
@@ -124,17 +124,20 @@ async function writeImage(
   header: Uint8Array,
 ): Promise<void> {
   const blocksStart = (1 + tableClusters) * clusterSize;
-  const table = new DataView(new ArrayBuffer(blocks * 8));
+  const table = new DataView(new ArrayBuffer(tableClusters * clusterSize));
   for (let index = 0; index < blocks; index++)
     setEntry(table, index * 8, blocksStart + index * clusterSize, false);
-  await file.truncate(l1Cluster * clusterSize + l1Size * 8, "off", true);
+  // No holes, as in QEMU: what the file takes up tells whether clusters are preallocated.
   await file.write(clusterSize, new Uint8Array(table.buffer));
   // Blocks follow each other, so together they are one array of refcounts.
-  const refcounts = new DataView(new ArrayBuffer(Math.ceil((usedClusters * refcountBits) / 8)));
+  const refcounts = new DataView(new ArrayBuffer(blocks * clusterSize));
   const { set } = refcountAccess(Math.log2(refcountBits));
   for (let cluster = 0; cluster < usedClusters; cluster++) set(refcounts, cluster, 1);
   await file.write(blocksStart, new Uint8Array(refcounts.buffer));
-  await file.write(0, header);
+  await file.writeZeroes(l1Cluster * clusterSize, l1Size * 8);
+  const headerCluster = new Uint8Array(clusterSize);
+  headerCluster.set(header);
+  await file.write(0, headerCluster);
 }
 
 /** Whether clusters are allocated at once. A data file that is to stay raw has all of them from the start. */
