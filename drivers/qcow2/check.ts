@@ -90,6 +90,7 @@ async function checkLocked(
   if (!repairs || state.isBroken) return result;
   await settleCaches(co, state);
   state.l2Cache.clear();
+  if (result.leaksFixed > 0 || result.corruptionsFixed > 0) await state.file.flush(co);
   if (result.checkErrors === 0 && result.corruptions === 0) await markClean(co, state);
   return result;
 }

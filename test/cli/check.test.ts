@@ -93,6 +93,7 @@ describe("check: the command line", () => {
         fixture.copy(),
       );
       assert.equal(exitCode, 1);
+      assert.match(stderr, /^qemu-img: Check failed: No space left on device$/m);
       assert.match(stderr, /^qemu-img: Failed to flush the refcount block cache: No space left on device$/m);
     });
   for (const line of COMMANDS.split("\n").filter((each) => each !== ""))
@@ -131,6 +132,33 @@ describe("an image that a killed writer left dirty", { skip }, () => {
         assert.ok(!isDirty(file), "clean");
         assert.equal(theirs("qemu-img", ["check", "-q", file]).status, 0);
       });
+});
+
+describe("an image with snapshots and bitmaps", { skip }, () => {
+  // qemu-img 7.2 drops the snapshots: it writes the header, for its bitmaps are in use, before it has read them.
+  for (const damaged of ["", " rc[5]=9", " rt[0]=0", " @79:1=2 rc[6]=5", " @79:1=3 rc[6]=0"])
+    it(`keeps both through a repair:${damaged}`, async (test) => {
+      const bases = tempDir(test);
+      makeBases(bases);
+      const directory = tempDir(test);
+      const name = damage(bases, directory, `mixed${damaged}`);
+      const list = () => {
+        const { stdout } = spawnSync("qemu-img", ["info", "--output=json", path.join(bases, name)], {
+          encoding: "utf8",
+        });
+        return JSON.parse(stdout) as {
+          snapshots: unknown;
+          "format-specific": { data: { bitmaps: unknown } };
+        };
+      };
+      const { snapshots, "format-specific": specific } = list();
+      assert.equal((await runOurs(["check", "-r", "all", name], directory)).exitCode, 0);
+      fs.copyFileSync(path.join(directory, name), path.join(bases, name));
+      assert.deepEqual(list().snapshots, snapshots);
+      assert.deepEqual(list()["format-specific"].data.bitmaps, specific.data.bitmaps);
+      const qemu = spawnSync("qemu-img", ["check", name], { cwd: directory, encoding: "utf8" });
+      assert.equal(qemu.status, 0, qemu.stderr);
+    });
 });
 
 describe("check in the library", { skip }, () => {

@@ -431,15 +431,6 @@ bitmaps @95:1=2
 bitmaps @95:1=5
 bitmaps @79:1=1
 bitmaps @79:1=2
-mixed
-mixed rc[5]=9
-mixed rc[5]=0
-mixed rt[0]=0
-mixed @79:1=2
-mixed @79:1=3 rc[6]=5
-mixed sn+36:4=8
-mixed sn+0:8=END+9K
-mixed bt[0]=5K
 lazy @79:1=1
 lazy @79:1=1 rc[5]=2
 lazy @79:1=3 rc[5]=0
