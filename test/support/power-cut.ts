@@ -16,7 +16,8 @@ export function recorder(
   const log: Change[] = [];
   const memory = memoryDriver(test, "recorder", 0, (_, ops) => ({
     async pwrite(co, offset, iov, flags) {
-      const bytes = iovFlatten(iov).slice();
+      // A copy, also of a Buffer, whose own slice() is none.
+      const bytes = new Uint8Array(iovFlatten(iov));
       log.push((image) => image.write(offset, bytes));
       await ops.pwrite?.(co, offset, iov, flags);
     },
