@@ -11,7 +11,7 @@ import { u32, u64 } from "../../src/block/layout.ts";
 import { alignUp, SECTOR_SIZE } from "../../src/block/units.ts";
 import { checkUsable, writeIncompatible } from "./corruption.ts";
 import { setEntry } from "./entries.ts";
-import { beforeChange, exclusively } from "./l2.ts";
+import { exclusively } from "./l2.ts";
 import { HeaderV2, Incompatible } from "./layout.ts";
 import { changeRefcounts, refblockEntries, settleFreed } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
@@ -30,6 +30,7 @@ function canReset(state: Qcow2State): boolean {
     state.version >= 3 &&
     state.snapshots.length === 0 &&
     state.bitmaps === undefined &&
+    state.cryptoHeader === undefined &&
     !state.hasDataFile &&
     3 + l1Clusters(state) <= refblockEntries(state)
   );
@@ -41,7 +42,6 @@ function l1Clusters(state: Qcow2State): number {
 
 async function reset(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
   const { file, clusterSize } = state;
-  await beforeChange(co, state);
   await state.l2Cache.flush(co);
   await state.refcountCache.flush(co);
   await settleFreed(co, state);

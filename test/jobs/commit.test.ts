@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import fs from "node:fs";
 import path from "node:path";
 import { describe, it } from "node:test";
-import { commit, KiB, MiB, open } from "../../src/index.ts";
+import { commit, create, KiB, MiB, open } from "../../src/index.ts";
 import { commitImage } from "../../src/jobs/commit.ts";
 import { openBackend } from "../support/graph.ts";
 import { recorder, replay } from "../support/power-cut.ts";
@@ -136,6 +136,36 @@ describe("commit", { skip: missing("qemu-img") }, () => {
         assert.equal((JSON.parse(stdout) as { corruptions?: number }).corruptions ?? 0, 0, stderr);
       }
     });
+
+  it("leaves an encrypted overlay its keys", async (t) => {
+    const directory = tempDir(t);
+    makeChain(directory);
+    const filename = path.join(directory, "secret.q");
+    const secrets = { key: "abc" };
+    await create(filename, {
+      format: "qcow2",
+      backing: { filename: "mid.q", format: "qcow2" },
+      options: { "encrypt.format": "luks", "encrypt.key-secret": "key", "encrypt.iter-time": 10 },
+      secrets,
+    });
+    const image = {
+      driver: "qcow2",
+      "encrypt.key-secret": "key",
+      file: { driver: "file", filename },
+    } as Parameters<typeof open>[0];
+    {
+      await using overlay = await open(image, { writable: true, secrets });
+      await overlay.write(30 * KiB, new Uint8Array(5 * KiB).fill(8));
+    }
+    await commit(image, { secrets });
+    await using overlay = await open(image, { secrets });
+    assert.deepEqual(await overlay.read(30 * KiB, 5 * KiB), new Uint8Array(5 * KiB).fill(8));
+    assert.deepEqual(
+      (await contentOf(path.join(directory, "mid.q"))).subarray(30 * KiB, 35 * KiB),
+      new Uint8Array(5 * KiB).fill(8),
+    );
+    check(path.join(directory, "mid.q"));
+  });
 
   it("says what is missing", async (t) => {
     const directory = tempDir(t);
