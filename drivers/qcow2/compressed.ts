@@ -8,16 +8,7 @@ import { compressAsync, decompressAsync, decompressNow } from "./codec.ts";
 import { checkOverlap, checkUsable } from "./corruption.ts";
 import { compressedEntry, parseCompressed } from "./entries.ts";
 import { type Allocation, runPieces } from "./in-flight.ts";
-import {
-  beforeChange,
-  ensureL2,
-  exclusively,
-  freeEntries,
-  hasHostData,
-  readEntry,
-  sliceFor,
-  writeEntry,
-} from "./l2.ts";
+import { ensureL2, exclusively, freeEntries, hasHostData, readEntry, sliceFor, writeEntry } from "./l2.ts";
 import type { Mapping } from "./mapping.ts";
 import { allocateBytes, freeClusters } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
@@ -173,7 +164,6 @@ function reserve(
 ): Promise<{ readonly allocation: Allocation; readonly hostOffset: number }> {
   const end = guestOffset + state.clusterSize;
   return exclusively(state, guestOffset, end, async () => {
-    await beforeChange(co, state);
     await ensureL2(co, state, guestOffset);
     const { slice, index } = await sliceFor(co, state, guestOffset);
     if (hasHostData(state, readEntry(state, slice, index))) throw new BlockError("EIO");
@@ -194,7 +184,7 @@ function link(
   return state.lock.run(async () => {
     checkUsable(state);
     await ensureL2(co, state, guestOffset);
-    if (!state.useLazyRefcounts) await state.l2Cache.setDependency(co, state.refcountCache);
+    await state.l2Cache.setDependency(co, state.refcountCache);
     const { slice, index } = await sliceFor(co, state, guestOffset);
     const old = readEntry(state, slice, index);
     const [high, low] = compressedEntry(hostOffset, bytes, state.clusterBits);

@@ -95,11 +95,11 @@ export function checkOverlap(
   state: Qcow2State,
   offset: number,
   bytes: number,
-  exempt?: MetadataKind,
+  ...exempt: readonly MetadataKind[]
 ): Promise<void> | undefined {
   if (state.overlapChecks.size === 0 || bytes === 0) return undefined;
   if (state.overlapChecks.has("inactive L2 table") && !state.metadataIndex?.inactiveL2Tables)
-    return loadInactiveL2(co, state).then(() => checkOverlap(co, state, offset, bytes, exempt));
+    return loadInactiveL2(co, state).then(() => checkOverlap(co, state, offset, bytes, ...exempt));
   const hit = findOverlap(state, offset, bytes, exempt);
   if (hit === undefined) return undefined;
   return signalCorruption(co, state, `Preventing invalid write on metadata (overlaps with ${hit})`).then(
@@ -114,7 +114,7 @@ function findOverlap(
   state: Qcow2State,
   offset: number,
   bytes: number,
-  exempt: MetadataKind | undefined,
+  exempt: readonly MetadataKind[],
 ): MetadataKind | undefined {
   const { clusterSize, overlapChecks } = state;
   const first = Math.floor(offset / clusterSize);
@@ -128,7 +128,7 @@ function findOverlap(
   };
   const { l2Tables, refblocks, inactiveL2Tables } = metadataIndex(state);
   for (const kind of METADATA_KINDS) {
-    if (kind === exempt || !overlapChecks.has(kind)) continue;
+    if (!overlapChecks.has(kind) || exempt.includes(kind)) continue;
     if (overlaps(state, kind, { isIn, isAmong, l2Tables, refblocks, inactiveL2Tables })) return kind;
   }
   return undefined;

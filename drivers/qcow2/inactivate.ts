@@ -7,15 +7,16 @@ import { makeBitmapsWritable } from "./bitmap-load.ts";
 import { storeBitmaps } from "./bitmap-store.ts";
 import { repairDirty } from "./check.ts";
 import { writeIncompatible } from "./corruption.ts";
+import { isDirty } from "./l2.ts";
 import { Incompatible } from "./layout.ts";
 import { settleFreed } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 
-/** Called with the lock held.  @qemu qcow2_write_caches */
+/** Called with the lock held. A dirty image's refcounts may wait.  @qemu qcow2_write_caches */
 export async function writeCaches(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
   if (state.isBroken) return;
   await state.l2Cache.write(co);
-  await state.refcountCache.write(co);
+  if (!isDirty(state)) await state.refcountCache.write(co);
   await settleFreed(co, state);
 }
 
@@ -49,7 +50,8 @@ export async function inactivate(co: Coroutine<"none">, state: Qcow2State): Prom
 
 /** @qemu qcow2_mark_clean */
 export async function markClean(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
-  if (!(state.incompatibleFeatures & Incompatible.Dirty)) return;
+  if (!isDirty(state)) return;
+  await state.refcountCache.flush(co);
   await state.file.flush(co);
   state.incompatibleFeatures &= ~Incompatible.Dirty;
   await writeIncompatible(co, state);
@@ -79,10 +81,10 @@ export function reopenWritable(state: Qcow2State): ReopenAction {
   const { incompatibleFeatures } = state;
   if ((incompatibleFeatures & Incompatible.Corrupt) !== 0n)
     throw new BlockError("EACCES", "qcow2: Image is corrupt; cannot be opened read/write");
-  const isDirty = (incompatibleFeatures & Incompatible.Dirty) !== 0n;
+  const needsRepair = isDirty(state);
   const committed = async (co: Coroutine<"none">) => {
     await reopenBitmaps(co, state);
-    if (isDirty) await graphRdlock(co, (reader) => state.lock.run(() => repairDirty(reader, state)));
+    if (needsRepair) await graphRdlock(co, (reader) => state.lock.run(() => repairDirty(reader, state)));
   };
   return { commit: () => {}, committed, abort: () => {} };
 }

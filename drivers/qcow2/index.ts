@@ -19,7 +19,8 @@ import { type CreateOptions, createOptions } from "./create-options.ts";
 import { changeBackingFile } from "./header.ts";
 import { inactivate, reopenReadOnly, reopenWritable, writeCaches } from "./inactivate.ts";
 import { specificInfo } from "./info.ts";
-import { Incompatible, QCOW2_MAGIC } from "./layout.ts";
+import { isDirty } from "./l2.ts";
+import { QCOW2_MAGIC } from "./layout.ts";
 import { makeEmpty } from "./make-empty.ts";
 import { measure } from "./measure.ts";
 import { openState } from "./open.ts";
@@ -90,7 +91,7 @@ function nodeOps(state: Qcow2State): NodeOps {
       clusterSize: state.clusterSize,
       subclusterSize: state.subclusterSize,
       vmStateOffset: vmStateOffset(state),
-      isDirty: (state.incompatibleFeatures & Incompatible.Dirty) !== 0n,
+      isDirty: isDirty(state),
     }),
     check: (co, wanted) => check(co, state, wanted),
     getSpecificInfo: (co) => specificInfo(co, state),

@@ -6,8 +6,8 @@
  * 1. A new L2 table, with its refcount, is on the disk before the L1 entry points to it; a new L1 table before the
  *    header does.
  * 2. Of two users of an L2 table (a snapshot is the other) neither changes it: it is copied first.
- * 3. Before the first change of any metadata the header says what must be known about an image left half done: that
- *    it is dirty (lazy refcounts).
+ * 3. The refcount of a cluster is in the file before an entry that refers to it, or the header says that the image is
+ *    dirty (lazy refcounts).
  */
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
@@ -45,9 +45,12 @@ export async function exclusively<T>(
   }
 }
 
-/** Invariant 3. */
-export async function beforeChange(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
-  if (state.useLazyRefcounts && !(state.incompatibleFeatures & Incompatible.Dirty)) {
+/**
+ * To be called before an entry gets a new cluster. With lazy refcounts the image is dirty from then on: refcounts need
+ * not be on the disk any more. Without, they come before the entry.  @qemu qcow2_mark_dirty, qcow2_need_accurate_refcounts
+ */
+export async function beforeLink(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
+  if (state.useLazyRefcounts && !isDirty(state)) {
     state.incompatibleFeatures |= Incompatible.Dirty;
     try {
       await writeIncompatible(co, state);
@@ -56,6 +59,12 @@ export async function beforeChange(co: Coroutine<"read">, state: Qcow2State): Pr
       throw error;
     }
   }
+  if (!isDirty(state)) await state.l2Cache.setDependency(co, state.refcountCache);
+}
+
+/** Refcounts in the file may be wrong: they are made anew if the image is not closed properly. */
+export function isDirty(state: Qcow2State): boolean {
+  return (state.incompatibleFeatures & Incompatible.Dirty) !== 0n;
 }
 
 /** Makes sure that there is an L2 table for the guest offset and that only the active image uses it.  @qemu get_cluster_table */

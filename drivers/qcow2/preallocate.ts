@@ -10,7 +10,7 @@ import { alignUp } from "../../src/block/units.ts";
 import { writeData } from "./crypto.ts";
 import { COMPRESSED_HIGH, COPIED_HIGH, entryOffset } from "./entries.ts";
 import {
-  beforeChange,
+  beforeLink,
   ensureL2,
   exclusively,
   freeEntries,
@@ -67,7 +67,6 @@ async function mapAll(
   const first = start - (start % clusterSize);
   const last = alignUp(end, clusterSize);
   const { allocation, headStart } = await exclusively(state, first, last, async () => {
-    await beforeChange(co, state);
     if (state.hasDataFile) await dataFile.truncate(co, alignUp(end, subclusterSize), false, fileMode);
     return { headStart: await startOfHead(co, state, start), allocation: allocations.begin(first, last) };
   });
@@ -134,8 +133,8 @@ async function mapClusters(
       const data = at === first ? headBits(state, head) : 0;
       if (data !== 0) await writeHead(co, state, head, host + (head.guestOffset - at));
       if (state.crypto && end < at + run) await writeTail(co, state, end, host + (end - at));
-      await link(co, state, at, host, run / clusterSize, (isFirst, before) =>
-        isFirst ? withData(before, data) : before,
+      await link(co, state, at, host, run / clusterSize, (before, isFirst) =>
+        withData(before.high & COMPRESSED_HIGH ? NO_BITS : before, isFirst ? data : 0),
       );
       hostEnd = host + run;
       at += run;
@@ -227,7 +226,6 @@ async function setAside(
   const first = start - (start % clusterSize);
   const last = alignUp(end, clusterSize);
   const { host, allocation } = await exclusively(state, first, last, async () => {
-    await beforeChange(co, state);
     return {
       host: await reserve(co, state, (last - first) / clusterSize, mode),
       allocation: allocations.begin(first, last),
@@ -238,17 +236,17 @@ async function setAside(
     // The new clusters begin with what the first one has of the old image.
     const head = await readHead(co, state, start, first);
     if (head.bytes.length > 0) await writeHead(co, state, head, host);
-    const data = hidesBacking ? ALL_BITS : headBits(state, head);
-    const bitsAfter = (isFirst: boolean, before: SubclusterBits): SubclusterBits =>
-      isFirst || hidesBacking ? withData(before, data) : before;
+    const bitsAfter = (before: RawEntry): SubclusterBits => {
+      // What has no bits of its own, and is there only in the copy.
+      if (before.high & COMPRESSED_HIGH) return withData(NO_BITS, headBits(state, head));
+      return hidesBacking ? withData(before, ALL_BITS) : before;
+    };
     while (at < last) {
       co.checkAborted();
       const clusters = Math.min((last - at) / clusterSize, sliceEntries(state) - indexInSlice(state, at));
       await state.lock.run(async () => {
         await ensureL2(co, state, at);
-        await link(co, state, at, host + (at - first), clusters, (isFirst, before) =>
-          bitsAfter(isFirst && at === first, before),
-        );
+        await link(co, state, at, host + (at - first), clusters, bitsAfter);
       });
       at += clusters * clusterSize;
     }
@@ -270,6 +268,20 @@ function indexInSlice(state: Qcow2State, guestOffset: number): number {
   return Math.floor(guestOffset / state.clusterSize) % sliceEntries(state);
 }
 
+/** Behind the last cluster in use, which may not be written yet and lie behind the end of the file. */
+async function firstBehind(co: Coroutine<"read">, state: Qcow2State): Promise<number> {
+  const { file, clusterSize, refcountTable } = state;
+  const fileEnd = Math.ceil((await file.getLength(co)) / clusterSize);
+  const counted = (refcountTable.byteLength / 8) * refblockEntries(state);
+  let end = 0;
+  await forEachRefcount(co, state, fileEnd, Math.max(counted - fileEnd, 0), (cluster) => {
+    end = cluster + 1;
+  });
+  if (end > 0) return end;
+  for (end = fileEnd; (await getRefcount(co, state, end - 1)) === 0; ) end--;
+  return end;
+}
+
 /** Has the file set space aside for `count` clusters, which get their refcounts: host offset of the first. */
 async function reserve(
   co: Coroutine<"read">,
@@ -277,23 +289,22 @@ async function reserve(
   count: number,
   mode: Prealloc,
 ): Promise<number> {
-  const { clusterSize, file, refcountTable, l2Entries } = state;
-  let used = Math.ceil((await file.getLength(co)) / clusterSize);
-  const counted = (refcountTable.byteLength / 8) * refblockEntries(state);
-  // Clusters that are in use, and not written yet, may lie behind the end of the file.
-  await forEachRefcount(co, state, used, Math.max(counted - used, 0), (cluster) => {
-    used = Math.max(used, cluster + 1);
-  });
+  const { clusterSize, file, l2Entries } = state;
   // L2 tables that may be needed, and one more where the range begins within one.
   const tables = Math.ceil(count / l2Entries) + 1;
   let first: number;
   try {
-    first = await makeRefcountArea(co, state, used, count + tables);
+    first = await makeRefcountArea(co, state, await firstBehind(co, state), count + tables);
   } catch (error) {
     throw BlockError.wrap("Failed to resize refcount structures", error);
   }
+  const start = first * clusterSize;
+  const end = start + count * clusterSize;
+  const length = await file.getLength(co);
   try {
-    await file.truncate(co, (first + count) * clusterSize, false, mode);
+    if (end > length) await file.truncate(co, end, false, mode);
+    // What was used before would show what it held.
+    if (start < length) await file.pwriteZeroes(co, start, Math.min(length, end) - start);
   } catch (error) {
     throw BlockError.wrap("Failed to resize underlying file", error);
   }
@@ -308,22 +319,22 @@ async function link(
   guestOffset: number,
   hostOffset: number,
   clusters: number,
-  bitsAfter: (isFirst: boolean, before: SubclusterBits) => SubclusterBits,
+  bitsAfter: (before: RawEntry, isFirst: boolean) => SubclusterBits,
 ): Promise<void> {
-  const { clusterSize, extendedL2, l2Cache } = state;
-  if (!state.hasDataFile && !state.useLazyRefcounts) await l2Cache.setDependency(co, state.refcountCache);
+  const { clusterSize, extendedL2 } = state;
+  if (!state.hasDataFile) await beforeLink(co, state);
   const { slice, index } = await sliceFor(co, state, guestOffset);
   const old: RawEntry[] = [];
   for (let cluster = 0; cluster < clusters; cluster++) {
     const before = readEntry(state, slice, index + cluster);
     old.push(before);
-    const hasBits = extendedL2 && !(before.high & COMPRESSED_HIGH);
-    const { allocatedBits, zeroBits } = bitsAfter(cluster === 0, hasBits ? before : NO_BITS);
+    const { allocatedBits, zeroBits } = extendedL2 ? bitsAfter(before, cluster === 0) : NO_BITS;
     const host = hostOffset + cluster * clusterSize;
     writeEntry(state, slice, index + cluster, {
       high: (Math.floor(host / 2 ** 32) | COPIED_HIGH) >>> 0,
       low: host % 2 ** 32,
-      ...(extendedL2 ? { allocatedBits, zeroBits } : NO_BITS),
+      allocatedBits,
+      zeroBits,
     });
   }
   if (!state.hasDataFile) await freeEntries(co, state, old, "never");

@@ -11,6 +11,7 @@ import { BlockError } from "../../src/block/errors.ts";
 import { u32, u64 } from "../../src/block/layout.ts";
 import { alignUp } from "../../src/block/units.ts";
 import type { Check } from "./check.ts";
+import { checkOverlap } from "./corruption.ts";
 import { setEntry } from "./entries.ts";
 import { HeaderV2, MAX_REFCOUNT_TABLE_BYTES } from "./layout.ts";
 import { refblockEntries, refcountsOf } from "./refcount.ts";
@@ -43,7 +44,7 @@ export async function rebuildRefcounts(co: Coroutine<"read">, run: Check): Promi
   const table = new DataView(new ArrayBuffer(clusters * clusterSize));
   for (const [index, offset] of made.blocks) setEntry(table, index * 8, offset, false);
   const content = new Uint8Array(table.buffer);
-  await telling(run, "ERROR writing reftable", state.file.pwrite(co, first * clusterSize, content));
+  await telling(run, "ERROR writing reftable", writeFree(co, run, first * clusterSize, content));
   await state.file.flush(co);
   await telling(run, "ERROR setting reftable", switchTable(co, run, first * clusterSize, clusters));
   state.refcountTable = table;
@@ -86,8 +87,22 @@ async function writeBlocks(
       if (made.entries * 8 > MAX_REFCOUNT_TABLE_BYTES) throw new BlockError("EFBIG");
     }
     const content = blockContent(run, index);
-    await telling(run, "ERROR writing refblock", state.file.pwrite(co, offset, content));
+    await telling(run, "ERROR writing refblock", writeFree(co, run, offset, content));
   }
+}
+
+/**
+ * What is free may still be the place of a table that lies behind the end of a file that was cut off. The old refcount
+ * structures are no matter: what they take is counted, as far as it can be true.
+ */
+async function writeFree(
+  co: Coroutine<"read">,
+  { state }: Check,
+  offset: number,
+  content: Uint8Array,
+): Promise<void> {
+  await checkOverlap(co, state, offset, content.length, "refcount table", "refcount block");
+  await state.file.pwrite(co, offset, content);
 }
 
 /** The pages of the counts that a block's refcounts come from. */

@@ -10,7 +10,7 @@ import { checkBitmapsForResize } from "./bitmap-store.ts";
 import { checkUsable, noteMoved } from "./corruption.ts";
 import { tableOffset } from "./entries.ts";
 import { l1EntriesFor } from "./header.ts";
-import { beforeChange, growL1 } from "./l2.ts";
+import { growL1 } from "./l2.ts";
 import { Autoclear, HeaderV2 } from "./layout.ts";
 import { Kind, l2Coverage, l2OffsetOf, lookUp } from "./mapping.ts";
 import { preallocate } from "./preallocate.ts";
@@ -173,7 +173,6 @@ async function grow(
   const relocates = !state.hasDataFile && (prealloc === "falloc" || prealloc === "full");
   if (!zeroes && !relocates) await hideOldTail(co, state, bytes, oldBytes);
   await state.lock.run(async () => {
-    await beforeChange(co, state);
     try {
       if (bytes > MAX_LENGTH) throw new BlockError("EFBIG");
       await growL1(co, state, l1EntriesFor(bytes, state.clusterSize, state.extendedL2), true);

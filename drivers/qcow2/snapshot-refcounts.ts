@@ -19,7 +19,9 @@ import {
   setEntry,
   tableOffset,
 } from "./entries.ts";
-import { getRefcount, hex, peekRefcount, updateRefcount } from "./refcount.ts";
+import { MAX_REFCOUNT_TABLE_BYTES } from "./layout.ts";
+import { getRefcount, hex, peekRefcount, refblockEntries, updateRefcount } from "./refcount.ts";
+import { addRefblock } from "./refcount-blocks.ts";
 import { flushTables } from "./snapshot-table.ts";
 import type { Qcow2State } from "./state.ts";
 
@@ -123,8 +125,30 @@ async function change(
   bytes: number,
 ): Promise<void> {
   if (walk.addend === 0 || bytes === 0 || walk.changes >= walk.maxChanges) return;
+  await checkCounted(co, state, offset, bytes);
   await updateRefcount(co, state, offset, bytes, walk.addend, "snapshot");
   walk.changes++;
+}
+
+/**
+ * What is in use has a refcount, and a block that holds it. Where there is none the image is wrong, and QEMU makes the
+ * block before it gives up.
+ */
+async function checkCounted(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  offset: number,
+  bytes: number,
+): Promise<void> {
+  const blockBytes = refblockEntries(state) * state.clusterSize;
+  const last = Math.floor((offset + bytes - 1) / blockBytes);
+  for (let index = Math.floor(offset / blockBytes); index <= last; index++) {
+    if (index * 8 >= MAX_REFCOUNT_TABLE_BYTES) throw new BlockError("EFBIG");
+    const isCovered = index * 8 < state.refcountTable.byteLength;
+    if (isCovered && tableOffset(state.refcountTable, index) !== 0) continue;
+    await addRefblock(co, state, index);
+    throw new BlockError("EAGAIN");
+  }
 }
 
 /** The slice from byte `start` of the L2 table at `l2Offset`. */

@@ -184,6 +184,8 @@ export async function writeSnapshots(
   state.snapshots = snapshots;
   state.snapshotsOffset = table.offset;
   state.snapshotTableBytes = table.bytes;
+  // It may tell inactive tables from active ones.
+  state.metadataIndex = undefined;
   await freeClusters(co, state, oldOffset, oldBytes, "snapshot");
 }
 

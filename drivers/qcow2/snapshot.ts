@@ -15,7 +15,7 @@ import { truncateNode } from "../../src/block/length.ts";
 import { alignUp, isAligned, SECTOR_SIZE } from "../../src/block/units.ts";
 import { checkOverlap } from "./corruption.ts";
 import { textOf } from "./header-extensions.ts";
-import { beforeChange, exclusively, growL1 } from "./l2.ts";
+import { exclusively, growL1 } from "./l2.ts";
 import { MAX_L1_BYTES, MAX_SNAPSHOTS } from "./layout.ts";
 import { allocateClusters, freeClusters } from "./refcount.ts";
 import { addReferences, dropReferences, refreshFlags } from "./snapshot-refcounts.ts";
@@ -98,7 +98,6 @@ export async function createSnapshot(
   if (state.snapshots.length >= MAX_SNAPSHOTS) throw new BlockError("EFBIG");
   if (state.hasDataFile) throw new BlockError("ENOTSUP");
   await exclusively(state, 0, Infinity, async () => {
-    await beforeChange(co, state);
     const snapshot: Snapshot = {
       l1TableOffset: await copyL1(co, state),
       l1Size: state.l1Size,
@@ -226,7 +225,6 @@ async function shareSnapshot(
   state: Qcow2State,
   snapshot: Snapshot,
 ): Promise<DataView<ArrayBuffer>> {
-  await beforeChange(co, state);
   const table = await readSnapshotL1(co, state, snapshot);
   if (!(await addReferences(co, state, table))) return table;
   try {
@@ -247,6 +245,7 @@ async function switchL1(
   const undo = () => dropReferences(co, state, table);
   try {
     await growL1(co, state, table.byteLength / 8, true);
+    await checkOverlap(co, state, state.l1TableOffset, state.l1Size * 8, "active L1 table");
   } catch (error) {
     await succeeds(undo());
     throw error;
@@ -274,7 +273,6 @@ export async function deleteSnapshot(
       readSnapshotL1(co, state, snapshot),
     );
     await step("Failed to remove snapshot from snapshot list", async () => {
-      await beforeChange(co, state);
       await writeSnapshots(
         co,
         state,

@@ -19,15 +19,7 @@ import { type Content, contentLength, contentSlice, isHostRange, writeContent } 
 import { checkOverlap, checkUsable } from "./corruption.ts";
 import { COMPRESSED_HIGH, COPIED_HIGH, setEntry } from "./entries.ts";
 import { type Allocation, runPieces } from "./in-flight.ts";
-import {
-  beforeChange,
-  ensureL2,
-  exclusively,
-  freeEntries,
-  type RawEntry,
-  readEntry,
-  sliceFor,
-} from "./l2.ts";
+import { beforeLink, ensureL2, exclusively, freeEntries, type RawEntry, readEntry, sliceFor } from "./l2.ts";
 import {
   bitRange,
   checkWritable,
@@ -187,7 +179,6 @@ function allocate(
 ): Promise<Plan | undefined> {
   const start = at - (at % state.clusterSize);
   return exclusively(state, start, start + state.clusterSize, async () => {
-    await beforeChange(co, state);
     await ensureL2(co, state, at);
     const mapping = await lookUpToWrite(co, state, at, bytes);
     if (isInPlace(state, mapping, at)) return undefined;
@@ -428,7 +419,7 @@ async function link(co: Coroutine<"read">, state: Qcow2State, plan: Plan): Promi
   checkUsable(state);
   const { clusterSize, l2Cache } = state;
   await ensureL2(co, state, plan.start);
-  if (!state.useLazyRefcounts) await l2Cache.setDependency(co, state.refcountCache);
+  await beforeLink(co, state);
   const { slice, index } = await sliceFor(co, state, plan.start);
   const isCopying = plan.copyStart < plan.writeStart || plan.writeEnd < plan.copyEnd;
   if (plan.replaces || isCopying) l2Cache.dependsOnFlush = true;

@@ -20,7 +20,6 @@ import { alignUp, SECTOR_SIZE } from "../../src/block/units.ts";
 import { checkUsable } from "./corruption.ts";
 import { COMPRESSED_HIGH, ZERO_LOW } from "./entries.ts";
 import {
-  beforeChange,
   ensureL2,
   exclusively,
   freeEntries,
@@ -224,7 +223,6 @@ async function changeEntries(
   for (let from = start - (start % clusterSize); from < end; from += step) {
     const to = Math.min(from + step, end);
     await exclusively(state, from, to, async () => {
-      await beforeChange(co, state);
       for (let at = from; at < to; ) at = await changeSlice(co, state, at, to, discard, change);
     });
   }
