@@ -111,6 +111,17 @@ plain cut=13K+1
 plain cut=40K
 plain cut=4000K
 plain cut=9K+100
+plain cut=2K+100
+plain cut=3K
+plain cut=1K
+plain cut=600
+snap cut=14K
+snap cut=5K
+ext cut=3K
+ext cut=2K+5
+bitmaps cut=5K
+bitmaps cut=6K+7
+bitmaps cut=2K
 snap
 snap rc[5]=1
 snap rc[6]=1
