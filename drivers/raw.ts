@@ -6,8 +6,8 @@ import type { FormatDriver } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
 import { driverInfo } from "../src/block/info.ts";
 import { type IoVector, iovFlatten, iovLength, iovSlice } from "../src/block/iov.ts";
-import { PROBE_BYTES, probeFormat } from "../src/block/open.ts";
 import { takeOptions } from "../src/block/options.ts";
+import { PROBE_BYTES, probeFormat } from "../src/block/probe.ts";
 import { alignUp, isAligned, SECTOR_SIZE } from "../src/block/units.ts";
 
 const options = {

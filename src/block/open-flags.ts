@@ -1,5 +1,10 @@
 /** How a node is to be opened, beside its driver's options; children inherit most of it.  @qemu BDRV_O_* */
 
+import type { ChildRole } from "./child.ts";
+import type { DriverEntry } from "./driver.ts";
+import { BlockError } from "./errors.ts";
+import { type Options, takeBool, takeString } from "./options.ts";
+
 export interface OpenFlags {
   readonly readOnly: boolean;
   /** Falls back to read-only where writing is refused.  @qemu BDRV_O_AUTO_RDONLY */
@@ -58,4 +63,48 @@ export function parseCacheMode(
     default:
       return undefined;
   }
+}
+
+/** The options that every node has.  @qemu bdrv_runtime_opts */
+export function takeFlags(options: Options, given: OpenFlags): OpenFlags {
+  const discard = takeString(options, "discard");
+  const detectZeroes = takeString(options, "detect-zeroes");
+  const flags: OpenFlags = {
+    ...given,
+    readOnly: takeBool(options, "read-only") ?? given.readOnly,
+    autoReadOnly: takeBool(options, "auto-read-only") ?? given.autoReadOnly,
+    forceShare: takeBool(options, "force-share") ?? given.forceShare,
+    direct: takeBool(options, "cache.direct") ?? given.direct,
+    noFlush: takeBool(options, "cache.no-flush") ?? given.noFlush,
+    unmap: discard === undefined ? given.unmap : discard === "unmap" || discard === "on",
+    detectZeroes: parseDetectZeroes(detectZeroes) ?? given.detectZeroes,
+  };
+  if (discard !== undefined && !["unmap", "on", "ignore", "off"].includes(discard))
+    throw new BlockError("EINVAL", "Invalid discard option");
+  if (flags.forceShare && !flags.readOnly)
+    throw new BlockError("EINVAL", "force-share=on can only be used with read-only images");
+  if (flags.detectZeroes === "unmap" && !flags.unmap)
+    throw new BlockError(
+      "EINVAL",
+      "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+    );
+  return flags;
+}
+
+function parseDetectZeroes(value: string | undefined): OpenFlags["detectZeroes"] | undefined {
+  if (value === undefined || value === "off" || value === "on" || value === "unmap") return value;
+  throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
+}
+
+/** What a child of `parent` inherits.  @qemu bdrv_inherited_options */
+export function childFlags(parent: OpenFlags, kind: DriverEntry["kind"], role: ChildRole): OpenFlags {
+  const flags = { ...parent, detectZeroes: "off" as const };
+  if (role.cow) return { ...flags, readOnly: true, autoReadOnly: false };
+  return {
+    ...flags,
+    noBacking: kind === "filter" && parent.noBacking,
+    // Formats respect the unmap policy themselves, so the layers below may always.
+    unmap: kind === "filter" && role.filtered ? parent.unmap : true,
+    noIo: parent.noIo && !role.metadata,
+  };
 }

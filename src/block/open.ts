@@ -4,14 +4,13 @@
  */
 
 import { assertCanWait, type MainLoop } from "./aio-context.ts";
-import { BlockChild, type ChildRole, Perm } from "./child.ts";
+import { type BlockChild, type ChildRole } from "./child.ts";
 import { type Coroutine, coWrapperMixedUnlocked, graphRdlock } from "./coroutine.ts";
 import {
   allDrivers,
   type BlockDriver,
   type DriverEntry,
   findDriver,
-  foreignFormats,
   loadDriver,
   type NodeOps,
 } from "./driver.ts";
@@ -20,18 +19,18 @@ import { fullBackingFilename, knownBackingFilename, protocolPrefix, refreshFilen
 import { attachChild, refNode, refreshLimits, unrefNode } from "./graph.ts";
 import { refreshTotalSectors } from "./length.ts";
 import { BlockNode } from "./node.ts";
-import type { OpenFlags } from "./open-flags.ts";
+import { childFlags, type OpenFlags, takeFlags } from "./open-flags.ts";
 import {
   isJsonFilename,
   type Options,
   type OptionTable,
   type OptionValues,
   parseJsonFilename,
-  takeBool,
   takeOptions,
   takePrefix,
   takeString,
 } from "./options.ts";
+import { probeNode } from "./probe.ts";
 import type { ThrottleGroup } from "./throttle.ts";
 
 /** A file that an image names: it is followed only if the gate lets it. */
@@ -121,9 +120,6 @@ export interface OpeningNode<T extends OptionTable = OptionTable> {
 const IMAGE_ROLE: ChildRole = { data: true, metadata: true, primary: true };
 const FILTERED_ROLE: ChildRole = { filtered: true, primary: true };
 const COW_ROLE: ChildRole = { cow: true };
-
-/** Bytes that probing looks at.  @qemu BLOCK_PROBE_BUF_SIZE */
-export const PROBE_BYTES = 512;
 
 /** Longer chains are refused: names that differ may still lead in a circle. */
 const MAX_CHAIN_LENGTH = 1000;
@@ -233,37 +229,6 @@ async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRe
 const INHERITED_FLAGS = ["read-only", "cache.direct", "cache.no-flush"] as const;
 export type InheritedFlag = (typeof INHERITED_FLAGS)[number];
 
-/** The options that every node has.  @qemu bdrv_runtime_opts */
-export function takeFlags(options: Options, given: OpenFlags): OpenFlags {
-  const discard = takeString(options, "discard");
-  const detectZeroes = takeString(options, "detect-zeroes");
-  const flags: OpenFlags = {
-    ...given,
-    readOnly: takeBool(options, "read-only") ?? given.readOnly,
-    autoReadOnly: takeBool(options, "auto-read-only") ?? given.autoReadOnly,
-    forceShare: takeBool(options, "force-share") ?? given.forceShare,
-    direct: takeBool(options, "cache.direct") ?? given.direct,
-    noFlush: takeBool(options, "cache.no-flush") ?? given.noFlush,
-    unmap: discard === undefined ? given.unmap : discard === "unmap" || discard === "on",
-    detectZeroes: parseDetectZeroes(detectZeroes) ?? given.detectZeroes,
-  };
-  if (discard !== undefined && !["unmap", "on", "ignore", "off"].includes(discard))
-    throw new BlockError("EINVAL", "Invalid discard option");
-  if (flags.forceShare && !flags.readOnly)
-    throw new BlockError("EINVAL", "force-share=on can only be used with read-only images");
-  if (flags.detectZeroes === "unmap" && !flags.unmap)
-    throw new BlockError(
-      "EINVAL",
-      "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
-    );
-  return flags;
-}
-
-function parseDetectZeroes(value: string | undefined): OpenFlags["detectZeroes"] | undefined {
-  if (value === undefined || value === "off" || value === "on" || value === "unmap") return value;
-  throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
-}
-
 /** Whether a `backing` is to be opened: "" and null say no. */
 function takeBackingChoice(
   options: Options,
@@ -333,19 +298,6 @@ function findPlainProtocol(filename: string): DriverEntry {
   return driver;
 }
 
-/** What a child of `parent` inherits.  @qemu bdrv_inherited_options */
-function childFlags(parent: OpenFlags, kind: BlockDriver["kind"], role: ChildRole): OpenFlags {
-  const flags = { ...parent, detectZeroes: "off" as const };
-  if (role.cow) return { ...flags, readOnly: true, autoReadOnly: false };
-  return {
-    ...flags,
-    noBacking: kind === "filter" && parent.noBacking,
-    // Formats respect the unmap policy themselves, so the layers below may always.
-    unmap: kind === "filter" && role.filtered ? parent.unmap : true,
-    noIo: parent.noIo && !role.metadata,
-  };
-}
-
 /** The node under `key`: one that exists already (by reference), or a new one; undefined if the user named none.  @qemu bdrv_open_child_bs */
 async function openChildNode(
   caller: Coroutine<"none"> | MainLoop,
@@ -388,46 +340,6 @@ async function openFileNode(
     // Whatever stands on it, it is never probed: its driver is named, or it is a protocol.
     protocol: true,
   });
-}
-
-/** Reads the start of the file and asks every format.  @qemu find_image_format */
-const probeNode = coWrapperMixedUnlocked(
-  async (co: Coroutine<"none">, file: BlockNode, filename: string): Promise<BlockDriver> => {
-    const head = await graphRdlock(co, async (reader) => {
-      const bytes = Math.min(PROBE_BYTES, await file.getLength(reader));
-      const buffer = new Uint8Array(bytes);
-      try {
-        if (bytes > 0) await probeRead(reader, file, buffer);
-      } catch (error) {
-        throw BlockError.wrap("Could not read image for determining its format", error);
-      }
-      return buffer;
-    });
-    const formatName = probeFormat(head, filename);
-    if (formatName === undefined)
-      throw new BlockError("ENOENT", "Could not determine image format: No compatible driver found");
-    const driver = await loadDriver(formatName);
-    if (!driver) throw new BlockError("ENOTSUP", `Image format '${formatName}' is not supported`);
-    return driver;
-  },
-);
-
-/** The name of the format that is surest of an image that starts with `head`.  @qemu bdrv_probe_all */
-export function probeFormat(head: Uint8Array, filename: string): string | undefined {
-  let best: string | undefined;
-  let bestScore = 0;
-  const formats = allDrivers().filter((driver) => driver.kind === "format");
-  for (const { formatName, probe } of [...formats, ...foreignFormats()]) {
-    const score = probe?.(head, filename) ?? 0;
-    if (score > bestScore) [best, bestScore] = [formatName, score];
-  }
-  return best;
-}
-
-/** The file has no parent yet, so it is read through an edge that nobody else sees. */
-async function probeRead(co: Coroutine<"read">, file: BlockNode, buffer: Uint8Array): Promise<void> {
-  const perm = { used: Perm.ConsistentRead, shared: Perm.All };
-  await new BlockChild("probe", {}, file, file, perm).pread(co, 0, buffer);
 }
 
 function makeNode(

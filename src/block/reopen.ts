@@ -8,8 +8,7 @@ import { BlockError } from "./errors.ts";
 import { refreshLimits, setEdgePerm, subtreeDrainedBegin, subtreeDrainedEnd } from "./graph.ts";
 import { flush } from "./io.ts";
 import type { BlockNode } from "./node.ts";
-import { takeFlags } from "./open.ts";
-import type { OpenFlags } from "./open-flags.ts";
+import { type OpenFlags, takeFlags } from "./open-flags.ts";
 import { type Options, takeBool, takeOptions, takePrefix } from "./options.ts";
 
 /** What is to change; the rest stays. */
