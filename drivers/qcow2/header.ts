@@ -236,6 +236,9 @@ function checkTables(v2: HeaderV2Record, v3: HeaderV3Record, clusterSize: number
     clusterSize,
     (v3.incompatibleFeatures & Incompatible.ExtendedL2) !== 0n,
   );
+  // In 64 bits, as qemu has it, the number of the very largest sizes wraps; no node is that long.
+  if (v2.size > 2 ** 64 - clusterSize)
+    throw new BlockError("EFBIG", "Could not refresh total sector count: File too large");
   if (entries > 2 ** 31 - 1) throw new BlockError("EFBIG", "Image is too big");
   if (v2.l1Size < entries) throw invalid("L1 table is too small");
 }

@@ -12,6 +12,7 @@
 import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { assert } from "../../src/block/errors.ts";
+import { MAX_LENGTH } from "../../src/block/units.ts";
 
 /** Changed ranges are widened to this many bytes, so that pages of the host are written whole. */
 const WRITE_UNIT = 4096;
@@ -99,7 +100,8 @@ export class TableCache {
     if (this.#tables.size >= this.capacity) await this.#makeRoom(co);
     const buffer = new Uint8Array(this.tableBytes);
     if (file.debug && loadEvent !== undefined) await file.debug.event(co, loadEvent);
-    await file.pread(co, offset, buffer);
+    // Where no file has anything a table is empty: such an image is damaged.
+    if (offset <= MAX_LENGTH) await file.pread(co, offset, buffer);
     return this.#insert(offset, buffer);
   }
 
