@@ -2,11 +2,11 @@
 
 import { parseKeyValues } from "../block/options.ts";
 import { amendImage, amendOptionTable } from "../jobs/amend.ts";
-import { type CliContext, CommandError, ExitError, UsageError } from "./command.ts";
+import { type CliContext, CommandError, UsageError } from "./command.ts";
 import { asksForHelp, joinOptionList, optionLines } from "./driver-options.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { cacheFlags, openImage } from "./open-image.ts";
+import { cacheFlags, withImage } from "./open-image.ts";
 import { Progress } from "./progress.ts";
 
 interface AmendArguments {
@@ -65,15 +65,9 @@ async function amend(wanted: AmendArguments, context: CliContext): Promise<void>
   if (isHelp && format !== undefined) return printHelp(format);
   if (filename === undefined) throw new CommandError(["Expecting one image file name"]);
   const { flags, writethrough } = cacheFlags(wanted.cache, "cache");
-  const image = await openImage({
-    ...wanted,
-    filename,
-    flags: { ...flags, readOnly: false },
-    writethrough,
-    environment,
-  });
-  try {
-    if (isHelp) return await printHelp(image.node.driver.formatName);
+  const request = { ...wanted, filename, flags: { ...flags, readOnly: false }, writethrough };
+  await withImage(request, context, async (image) => {
+    if (isHelp) return printHelp(image.node.driver.formatName);
     let progress: Progress | undefined;
     const begin = () => {
       progress = new Progress(context, wanted.showsProgress);
@@ -85,11 +79,5 @@ async function amend(wanted: AmendArguments, context: CliContext): Promise<void>
     } finally {
       progress?.jump(1, 1);
     }
-  } catch (error) {
-    // What closing has to say comes after this.
-    context.report(error);
-    throw new ExitError(1);
-  } finally {
-    await image.close();
-  }
+  });
 }

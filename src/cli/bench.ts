@@ -7,7 +7,7 @@ import { benchImage } from "../jobs/bench.ts";
 import { type CliContext, CommandError, UsageError } from "./command.ts";
 import { parseSizeArgument, toFixed } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
-import { openImage, thenClose } from "./open-image.ts";
+import { withImage } from "./open-image.ts";
 
 const MAX_INT = 2 ** 31 - 1;
 const AIO_NAMES: readonly string[] = ["threads", "native", "io_uring"];
@@ -34,7 +34,14 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   const { direct, noFlush, writethrough } = cache;
   const writes = flags.has("write");
   let failed = false;
-  const image = await openImage({
+  // qemu-img closes nothing after a failure: so nothing is said then of what can't be written while closing.
+  const environment = {
+    ...context.environment,
+    error: (text: string) => {
+      if (!failed) context.error(text);
+    },
+  };
+  const request = {
     filename,
     imageOpts: flags.has("image-opts"),
     format,
@@ -46,10 +53,8 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
       forceShare: flags.has("force-share"),
     },
     writethrough,
-    // qemu-img closes nothing after a failure: so nothing is said then of what can't be written while closing.
-    environment: { ...context.environment, error: (text) => failed || context.error(text) },
-  });
-  return thenClose(image, async () => {
+  };
+  return withImage(request, { ...context, environment }, async (image) => {
     const stepBytes = wanted.stepBytes || bytes;
     context.stdout.write(
       `Sending ${count} ${writes ? "write" : "read"} requests, ${bytes} bytes each, ${depth} in parallel ` +

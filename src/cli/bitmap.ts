@@ -1,13 +1,12 @@
 /** `bitmap`: changes the dirty bitmaps that are stored in an image.  @qemu img_bitmap */
 
 import type { BlockBackend } from "../block/backend.ts";
-import { BlockError } from "../block/errors.ts";
 import type { BitmapSource } from "../block/image-bitmaps.ts";
 import { type CliContext, CommandError, ExitError } from "./command.ts";
 import { parseSizeArgument } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { openImage } from "./open-image.ts";
+import { openImage, withImage } from "./open-image.ts";
 
 const ACTIONS = ["add", "remove", "clear", "enable", "disable", "merge"] as const;
 
@@ -36,18 +35,18 @@ const GRANULARITY_RANGE = 2 ** 32;
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
   const { environment } = context;
-  const image = await openImage({ ...wanted, flags: { readOnly: false }, environment });
-  let source: BlockBackend | undefined;
-  try {
-    if (wanted.sourceFile !== undefined) {
-      const { sourceFile: filename, sourceFormat: format } = wanted;
-      source = await openImage({ filename, format, imageOpts: false, environment });
+  await withImage({ ...wanted, flags: { readOnly: false } }, context, async (image) => {
+    let source: BlockBackend | undefined;
+    try {
+      if (wanted.sourceFile !== undefined) {
+        const { sourceFile: filename, sourceFormat: format } = wanted;
+        source = await openImage({ filename, format, imageOpts: false, environment });
+      }
+      for (const action of wanted.actions) await runAction(image, action, source, wanted, context);
+    } finally {
+      await source?.close();
     }
-    for (const action of wanted.actions) await runAction(image, action, source, wanted, context);
-  } finally {
-    await source?.close();
-    await closeWritten(image);
-  }
+  });
   return 0;
 }
 
@@ -105,14 +104,5 @@ async function runAction(
   } catch (error) {
     context.report(error, `Operation ${name} on bitmap ${bitmap} failed`);
     throw new ExitError(1);
-  }
-}
-
-/** What can't be stored now has been told, and changes the exit code as little as it does in qemu-img. */
-async function closeWritten(image: BlockBackend): Promise<void> {
-  try {
-    await image.close();
-  } catch (error) {
-    if (!(error instanceof BlockError)) throw error;
   }
 }

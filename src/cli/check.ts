@@ -3,12 +3,12 @@
 import type { BlockBackend } from "../block/backend.ts";
 import type { CheckResult } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
-import { checkImage } from "../jobs/check.ts";
-import { type CliContext, CommandError, ExitError, UsageError } from "./command.ts";
+import { repairImage } from "../jobs/check.ts";
+import { type CliContext, CommandError, UsageError } from "./command.ts";
 import { outputFormat, prettyJson, toFixed } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { cacheFlags, openImage, thenClose } from "./open-image.ts";
+import { cacheFlags, withImage } from "./open-image.ts";
 
 /** The exit codes beside 0 and 1. */
 const CORRUPTIONS = 2;
@@ -29,52 +29,39 @@ interface CheckArguments {
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
   const { flags, writethrough } = cacheFlags(wanted.cache, "source cache");
-  const image = await openImage({
+  const request = {
     ...wanted,
     flags: { ...flags, check: true, readOnly: wanted.repair === undefined, forceShare: wanted.forceShare },
     writethrough,
-    environment: context.environment,
-  });
-  return thenClose(image, async () => {
-    try {
-      if (!image.node.ops.check)
-        throw new CommandError(["This image format does not support checks"], NOT_SUPPORTED);
-      const result = await checkAndRepair(image, wanted, context);
-      if (!wanted.quiet) context.stdout.write(describe(result, wanted, image.node.driver.formatName));
-      return exitCode(result);
-    } catch (error) {
-      if (!(error instanceof BlockError)) throw error;
-      // It is told before what closing the image may have to tell.
-      context.report(error);
-      throw new ExitError(1);
-    }
+  };
+  return withImage(request, context, async (image) => {
+    if (!image.node.ops.check)
+      throw new CommandError(["This image format does not support checks"], NOT_SUPPORTED);
+    const result = await checkAndRepair(image, wanted, context);
+    if (!wanted.quiet) context.stdout.write(describe(result, wanted, image.node.driver.formatName));
+    return exitCode(result);
   });
 }
 
-/** What is repaired is looked at once more: that is what the figures are of. */
 async function checkAndRepair(
   image: BlockBackend,
   { repair, output, quiet }: CheckArguments,
   context: CliContext,
 ): Promise<CheckResult> {
-  const check = async (fixLeaks: boolean, fixErrors: boolean) => {
-    const report = (line: string) => context.stderr.write(`${line}\n`);
-    try {
-      return await checkImage(image, { fixLeaks, fixErrors, report }, context.signal);
-    } catch (error) {
-      throw BlockError.wrap("Check failed", error);
-    }
-  };
-  const first = await check(repair !== undefined, repair === "all");
-  const { leaksFixed, corruptionsFixed } = first;
-  if (leaksFixed === 0 && corruptionsFixed === 0) return first;
-  if (output === "human" && !quiet)
-    context.stdout.write(
-      "The following inconsistencies were found and repaired:\n\n" +
-        `    ${leaksFixed} leaked clusters\n    ${corruptionsFixed} corruptions\n\n` +
-        "Double checking the fixed image now...\n",
-    );
-  return { ...(await check(false, false)), leaksFixed, corruptionsFixed };
+  const report = (line: string) => context.stderr.write(`${line}\n`);
+  const options = { fixLeaks: repair !== undefined, fixErrors: repair === "all", report };
+  try {
+    return await repairImage(image, options, context.signal, ({ leaksFixed, corruptionsFixed }) => {
+      if (output === "human" && !quiet)
+        context.stdout.write(
+          "The following inconsistencies were found and repaired:\n\n" +
+            `    ${leaksFixed} leaked clusters\n    ${corruptionsFixed} corruptions\n\n` +
+            "Double checking the fixed image now...\n",
+        );
+    });
+  } catch (error) {
+    throw BlockError.wrap("Check failed", error);
+  }
 }
 
 function parse(args: Getopt, context: CliContext): CheckArguments {

@@ -53,6 +53,8 @@ export interface CliContext extends CliStreams {
    * @qemu error_reportf_err
    */
   readonly report: (error: unknown, prefix?: string) => void;
+  /** Says what ends the command, as the frame does of what `run` throws, and gives the exit code. Bugs are thrown on. */
+  readonly fail: (error: unknown) => number;
 }
 
 /**

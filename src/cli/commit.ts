@@ -5,7 +5,7 @@ import { type CliContext, UsageError } from "./command.ts";
 import { parseSizeArgument } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { cacheFlags, openImage, thenClose } from "./open-image.ts";
+import { cacheFlags, withImage } from "./open-image.ts";
 import { Progress } from "./progress.ts";
 
 interface CommitArguments {
@@ -24,13 +24,8 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
   const { quiet, base, bytesPerSecond } = wanted;
   const { flags, writethrough } = cacheFlags(wanted.cache, "cache");
-  const image = await openImage({
-    ...wanted,
-    flags: { ...flags, readOnly: false, unmap: true },
-    writethrough,
-    environment: context.environment,
-  });
-  await thenClose(image, async () => {
+  const request = { ...wanted, flags: { ...flags, readOnly: false, unmap: true }, writethrough };
+  await withImage(request, context, async (image) => {
     const progress = new Progress(context, wanted.progress && !quiet);
     let succeeded = false;
     try {

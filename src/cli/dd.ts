@@ -11,7 +11,7 @@ import { type CliContext, CommandError } from "./command.ts";
 import { parseSizeArgument } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { openImage } from "./open-image.ts";
+import { openImage, thenClose, withImage } from "./open-image.ts";
 
 /** @qemu img_dd: INT_MAX */
 const MAX_BLOCK_BYTES = 2 ** 31 - 1;
@@ -30,12 +30,11 @@ interface DdArguments {
 
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const { input, output, ...wanted } = parse(args, context);
-  const { environment, signal } = context;
+  const { signal } = context;
   if (input === undefined || output === undefined)
     throw new CommandError(["Must specify both input and output files"]);
   const { forceShare } = wanted;
-  const source = await openImage({ ...wanted, filename: input, flags: { forceShare }, environment });
-  try {
+  await withImage({ ...wanted, filename: input, flags: { forceShare } }, context, async (source) => {
     const sourceBytes = await source.getLength();
     // As qemu-img has it, `count` is of the blocks from the start: those that are skipped count too.
     const end = Math.min(wanted.count * wanted.blockBytes, sourceBytes);
@@ -43,16 +42,12 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     const bytes = Math.max(end - offset, 0);
     new TargetFiles(output).refuseFilesOf([source], (error) => creationError(output, error));
     const target = await makeTarget(output, wanted.outputFormat, bytes, context);
-    try {
+    await thenClose(target, context, async () => {
       // An empty image is left behind, and it counts as done.
       if (offset > end) context.error(`${input}: cannot skip to specified offset`);
       else await ddImage({ source, target, offset, bytes, signal });
-    } finally {
-      await target.close();
-    }
-  } finally {
-    await source.close();
-  }
+    });
+  });
   return 0;
 }
 

@@ -7,7 +7,7 @@ import { outputFormat, prettyJson } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { humanInfo, jsonInfo } from "./info-text.ts";
 import { defineObject } from "./objects.ts";
-import { openImage } from "./open-image.ts";
+import { withImage } from "./open-image.ts";
 
 interface InfoArguments {
   readonly filename: string;
@@ -73,18 +73,8 @@ async function one(
   format: string | undefined,
   imageOpts: boolean,
   forceShare: boolean,
-  { environment }: CliContext,
+  context: CliContext,
 ): Promise<ImageInfo> {
-  const image = await openImage({
-    filename,
-    imageOpts,
-    format,
-    flags: { noBacking: true, noIo: true, forceShare },
-    environment,
-  });
-  try {
-    return await imageInfo(image);
-  } finally {
-    await image.close();
-  }
+  const flags = { noBacking: true, noIo: true, forceShare };
+  return withImage({ filename, imageOpts, format, flags }, context, imageInfo);
 }

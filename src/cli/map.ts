@@ -5,7 +5,7 @@ import { type CliContext, CommandError, UsageError } from "./command.ts";
 import { outputFormat, parseSizeArgument } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { openImage } from "./open-image.ts";
+import { withImage } from "./open-image.ts";
 
 interface MapArguments {
   readonly filename: string;
@@ -19,17 +19,10 @@ interface MapArguments {
 
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const { output, start, maxBytes, ...wanted } = parse(args, context);
-  const image = await openImage({
-    ...wanted,
-    flags: { forceShare: wanted.forceShare },
-    environment: context.environment,
-  });
-  try {
+  await withImage({ ...wanted, flags: { forceShare: wanted.forceShare } }, context, (image) => {
     const entries = mapImage(image, { start, maxBytes, signal: context.signal });
-    await (output === "json" ? printJson(entries, start, context) : printTable(entries, context));
-  } finally {
-    await image.close();
-  }
+    return output === "json" ? printJson(entries, start, context) : printTable(entries, context);
+  });
   return 0;
 }
 

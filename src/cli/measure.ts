@@ -12,7 +12,7 @@ import { joinOptionList, parseSnapshotChoice } from "./driver-options.ts";
 import { outputFormat, parseSizeArgument, prettyJson } from "./format.ts";
 import { type Getopt, HelpRequest, OptionError } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { openImage } from "./open-image.ts";
+import { withImage } from "./open-image.ts";
 
 interface MeasureArguments {
   format: string | undefined;
@@ -29,14 +29,15 @@ interface MeasureArguments {
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
   checkCombinations(wanted);
-  const source = wanted.sizeBytes ?? (await openSource(wanted, context));
-  try {
-    const options = await parseOptions(wanted, context);
-    const { environment, signal } = context;
-    const result = await measureImage({ format: wanted.outputFormat, options, source, environment, signal });
-    context.stdout.write(describe(result, wanted.output));
-  } finally {
-    if (typeof source !== "number") await source.close();
+  const { sizeBytes, snapshot, filename = "", format, flags } = wanted;
+  if (sizeBytes !== undefined) await measure(sizeBytes, wanted, context);
+  else {
+    const forceShare = flags.has("force-share");
+    const request = { filename, imageOpts: flags.has("image-opts"), format, flags: { forceShare } };
+    await withImage(request, context, async (source) => {
+      if (snapshot) await loadSnapshot(source, snapshot);
+      await measure(source, wanted, context);
+    });
   }
   return 0;
 }
@@ -84,22 +85,15 @@ function checkCombinations({ format, snapshot, flags, filename, sizeBytes }: Mea
     throw new CommandError(["--size N cannot be used together with a filename."]);
 }
 
-async function openSource(wanted: MeasureArguments, { environment }: CliContext): Promise<BlockBackend> {
-  const { filename = "", format, flags, snapshot } = wanted;
-  const source = await openImage({
-    filename,
-    imageOpts: flags.has("image-opts"),
-    format,
-    flags: { forceShare: flags.has("force-share") },
-    environment,
-  });
-  try {
-    if (snapshot) await loadSnapshot(source, snapshot);
-  } catch (error) {
-    await source.close();
-    throw error;
-  }
-  return source;
+async function measure(
+  source: BlockBackend | number,
+  wanted: MeasureArguments,
+  context: CliContext,
+): Promise<void> {
+  const options = await parseOptions(wanted, context);
+  const { environment, signal } = context;
+  const result = await measureImage({ format: wanted.outputFormat, options, source, environment, signal });
+  context.stdout.write(describe(result, wanted.output));
 }
 
 /** Checked against the format's table and that of a plain file. */

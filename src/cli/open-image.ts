@@ -5,7 +5,7 @@ import { BlockError } from "../block/errors.ts";
 import type { OpenEnvironment } from "../block/open.ts";
 import { DEFAULT_FLAGS, type OpenFlags, parseCacheMode } from "../block/open-flags.ts";
 import { type Options, parseKeyValues } from "../block/options.ts";
-import { CommandError } from "./command.ts";
+import { type CliContext, CommandError, ExitError } from "./command.ts";
 
 export interface ImageOpenRequest {
   readonly filename: string;
@@ -43,16 +43,40 @@ export async function openImage(request: ImageOpenRequest): Promise<BlockBackend
   }
 }
 
-/** Does the work, and closes the image. Of two errors that of the work is thrown: it says more than one of closing. */
-export async function thenClose<T>(image: BlockBackend, work: () => Promise<T>): Promise<T> {
+/** Opens an image, does the work, and closes it: see `thenClose`. */
+export async function withImage<T>(
+  request: Omit<ImageOpenRequest, "environment">,
+  context: CliContext,
+  work: (image: BlockBackend) => Promise<T>,
+): Promise<T> {
+  const image = await openImage({ ...request, environment: context.environment });
+  return thenClose(image, context, () => work(image));
+}
+
+/**
+ * Does the work and closes the image. What goes wrong is said before that: what the driver has to say while it closes
+ * comes after, and that changes the exit code as little as in qemu-img.
+ */
+export async function thenClose<T>(
+  image: BlockBackend,
+  context: CliContext,
+  work: () => Promise<T>,
+): Promise<T> {
+  const close = () =>
+    image.close().catch((error: unknown) => {
+      if (!(error instanceof BlockError)) throw error;
+    });
   let result: T;
   try {
     result = await work();
   } catch (error) {
-    await image.close().catch(() => {});
-    throw error;
+    try {
+      throw new ExitError(context.fail(error));
+    } finally {
+      await close();
+    }
   }
-  await image.close();
+  await close();
   return result;
 }
 

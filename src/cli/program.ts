@@ -109,11 +109,12 @@ function makeContext(program: string, streams: ProgramStreams): CliContext {
   const objects = new Map<string, CliObject>();
   const secret = (id: string) => secretById(objects, id);
   const throttleGroup = (id: string) => objects.get(id)?.throttleGroup;
-  return {
+  const context: CliContext = {
     ...streams,
     program,
     objects,
     environment: { gate: openGate, warn, message, error, fatal, secret, throttleGroup },
+    fail: (thrown) => reportFailure(thrown, context),
     error,
     warn,
     report(thrown, prefix) {
@@ -122,6 +123,7 @@ function makeContext(program: string, streams: ProgramStreams): CliContext {
       if (thrown.hint !== undefined) stderr.write(`${thrown.hint}\n`);
     },
   };
+  return context;
 }
 
 /** Says what ended a command, and gives its exit code. Bugs are thrown on. */

@@ -2,10 +2,10 @@
 
 import type { BlockBackend } from "../block/backend.ts";
 import { rebaseImage } from "../jobs/rebase.ts";
-import { type CliContext, ExitError, UsageError } from "./command.ts";
+import { type CliContext, UsageError } from "./command.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { cacheFlags, openImage, thenClose } from "./open-image.ts";
+import { cacheFlags, withImage } from "./open-image.ts";
 import { Progress } from "./progress.ts";
 
 interface RebaseArguments {
@@ -45,29 +45,22 @@ async function rebase(wanted: RebaseArguments, progress: Progress, context: CliC
   const unsafe = flags.has("unsafe");
   const { flags: cache, writethrough } = cacheFlags(wanted.cache, "cache");
   const { flags: sourceCache } = cacheFlags(wanted.sourceCache, "source cache");
-  const image = await openImage({
+  const request = {
     ...wanted,
     imageOpts: flags.has("image-opts"),
     flags: { ...cache, readOnly: false, noBacking: unsafe },
     writethrough,
-    environment,
-  });
-  await thenClose(image, async () => {
+  };
+  await withImage(request, context, async (image) => {
     const step = await progressStep(image);
-    try {
-      await rebaseImage(image, {
-        ...wanted,
-        unsafe,
-        sourceFlags: { ...sourceCache, forceShare: flags.has("force-share") },
-        environment,
-        onProgress: () => progress.advance(step),
-        signal,
-      });
-    } catch (error) {
-      // Said before what closing has to say.
-      context.report(error);
-      throw new ExitError(1);
-    }
+    await rebaseImage(image, {
+      ...wanted,
+      unsafe,
+      sourceFlags: { ...sourceCache, forceShare: flags.has("force-share") },
+      environment,
+      onProgress: () => progress.advance(step),
+      signal,
+    });
   });
 }
 

@@ -3,10 +3,10 @@
 import type { Prealloc } from "../block/driver.ts";
 import { takeOptions, warnOfHexSuffix } from "../block/options.ts";
 import { resizeImage, ShrinkError } from "../jobs/resize.ts";
-import { type CliContext, CommandError, ExitError, UsageError } from "./command.ts";
+import { type CliContext, CommandError, UsageError } from "./command.ts";
 import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
-import { openImage } from "./open-image.ts";
+import { withImage } from "./open-image.ts";
 
 const PREALLOCATIONS: readonly string[] = ["off", "metadata", "falloc", "full"] satisfies Prealloc[];
 
@@ -27,19 +27,16 @@ interface ResizeArguments {
 
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
-  const { environment, signal, warn } = context;
+  const { signal, warn } = context;
   const newSize = sizeChange(wanted.size, warn);
-  const image = await openImage({ ...wanted, flags: { readOnly: false }, environment });
-  try {
-    await resizeImage(image, { ...wanted, newSize, signal });
-  } catch (error) {
-    // What closing has to say comes after this.
-    context.report(error);
-    if (error instanceof ShrinkError) context.warn(SHRINK_WARNING);
-    throw new ExitError(1);
-  } finally {
-    await image.close();
-  }
+  await withImage({ ...wanted, flags: { readOnly: false } }, context, async (image) => {
+    try {
+      await resizeImage(image, { ...wanted, newSize, signal });
+    } catch (error) {
+      if (error instanceof ShrinkError) throw new CommandError([error.message, `warning: ${SHRINK_WARNING}`]);
+      throw error;
+    }
+  });
   if (!wanted.quiet) context.stdout.write("Image resized.\n");
   return 0;
 }

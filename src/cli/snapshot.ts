@@ -7,7 +7,7 @@ import { type CliContext, UsageError } from "./command.ts";
 import type { Getopt } from "./getopt.ts";
 import { snapshotTable } from "./info-text.ts";
 import { defineObject } from "./objects.ts";
-import { openImage } from "./open-image.ts";
+import { withImage } from "./open-image.ts";
 
 /** The options that say what is to be done, by their names in the table of commands. */
 const ACTIONS = ["list", "apply", "create", "delete"] as const;
@@ -25,25 +25,16 @@ interface SnapshotArguments {
 
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const { action, snapshot, ...wanted } = parse(args, context);
-  const image = await openImage({
+  const request = {
     ...wanted,
     format: undefined,
     flags: { readOnly: action === "list", unmap: true, forceShare: wanted.forceShare },
-    environment: context.environment,
-  });
-  let exitCode = 0;
-  try {
+  };
+  await withImage(request, context, async (image) => {
     if (action === "list") await list(image, context);
     else if (action) await actions[action](image, snapshot);
-  } catch (error) {
-    // Before what closing has to say, which changes nothing any more.
-    context.report(error);
-    exitCode = 1;
-  }
-  await image.close().catch((error: unknown) => {
-    if (!(error instanceof BlockError)) throw error;
   });
-  return exitCode;
+  return 0;
 }
 
 function parse(args: Getopt, context: CliContext): SnapshotArguments {
