@@ -25,6 +25,7 @@ import {
   allocateClusters,
   allocateClustersAt,
   freeClusters,
+  getRefcount,
   refblockEntries,
   updateRefcount,
 } from "./refcount.ts";
