@@ -49,6 +49,8 @@ interface WalkedTable {
   skipped: number;
 }
 
+const NO_CLUSTERS = { allocatedClusters: 0, fragmentedClusters: 0, compressedClusters: 0 };
+
 /** @qemu qcow2_co_check */
 export function check(co: Coroutine<"read">, state: Qcow2State, options: CheckOptions): Promise<CheckResult> {
   // A write that is under way has clusters that no table names yet.
@@ -73,9 +75,7 @@ async function checkLocked(
     leaksFixed: 0,
     imageEndOffset: 0,
     totalClusters: Math.ceil((state.node.totalSectors * SECTOR_SIZE) / state.clusterSize),
-    allocatedClusters: 0,
-    fragmentedClusters: 0,
-    compressedClusters: 0,
+    ...NO_CLUSTERS,
   };
   const repairs = options.fixLeaks || options.fixErrors;
   await settleCaches(co, state);
@@ -191,8 +191,7 @@ async function rebuild(co: Coroutine<"read">, run: Check, fixLeaks: boolean): Pr
   const { corruptions, leaks } = result;
   options.report("Rebuilding refcount structure");
   await rebuildRefcounts(co, run);
-  result.corruptions = 0;
-  result.leaks = 0;
+  Object.assign(result, { corruptions: 0, leaks: 0, ...NO_CLUSTERS });
   run.needsRebuild = false;
   run.refcounts.forget();
   counts.clear();

@@ -16,3 +16,21 @@ export function checkImage(
     return check(co, options);
   }, signal);
 }
+
+/**
+ * The same for a repair: what was put right is looked at once more, and that is what the figures are of. `onRepaired`
+ * is told in between how much that was.
+ */
+export async function repairImage(
+  image: BlockBackend,
+  options: CheckOptions,
+  signal?: AbortSignal,
+  onRepaired: (fixed: Pick<CheckResult, "leaksFixed" | "corruptionsFixed">) => void = () => {},
+): Promise<CheckResult> {
+  const first = await checkImage(image, options, signal);
+  const { leaksFixed, corruptionsFixed } = first;
+  if (leaksFixed === 0 && corruptionsFixed === 0) return first;
+  onRepaired({ leaksFixed, corruptionsFixed });
+  const second = await checkImage(image, { ...options, fixLeaks: false, fixErrors: false }, signal);
+  return { ...second, leaksFixed, corruptionsFixed };
+}

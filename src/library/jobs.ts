@@ -6,7 +6,7 @@ import type { CheckResult, MeasureResult } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
 import { type CacheMode, parseCacheMode } from "../block/open-flags.ts";
 import type { OptionScalar } from "../block/options.ts";
-import { checkImage } from "../jobs/check.ts";
+import { repairImage } from "../jobs/check.ts";
 import { type CommitOptions, commitImage } from "../jobs/commit.ts";
 import { CompareError, type CompareResult, compareImages } from "../jobs/compare.ts";
 import { type CopyOptions, convert as convertImages } from "../jobs/convert.ts";
@@ -112,7 +112,7 @@ export function check(image: ImageSource, options: CheckImageOptions = {}): Prom
   const open = (name: ImageName) =>
     openWith(name, { ...options, writable: repair !== undefined }, { check: true });
   return withImage(image, open, (opened) =>
-    checkImage(
+    repairImage(
       opened,
       { fixLeaks: repair !== undefined, fixErrors: repair === "all", report: onFinding },
       signal,
