@@ -35,6 +35,8 @@ export type { CopyOptions } from "./jobs/convert.ts";
 export type { ImageInfo } from "./jobs/info.ts";
 export type { MapEntry, MapRange } from "./jobs/map.ts";
 export {
+  type AmendOptions,
+  amend,
   type BackingReference,
   type CheckImageOptions,
   type CompareOptions,
@@ -53,7 +55,9 @@ export {
   measure,
   type NewImageOptions,
   type RebaseOptions,
+  type ResizeOptions,
   rebase,
+  resize,
 } from "./library/jobs.ts";
 
 // Drivers of one's own.

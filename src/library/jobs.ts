@@ -2,10 +2,11 @@
 
 import { fileURLToPath } from "node:url";
 import { BlockBackend } from "../block/backend.ts";
-import type { CheckResult, MeasureResult } from "../block/driver.ts";
+import type { CheckResult, MeasureResult, Prealloc } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
 import { type CacheMode, parseCacheMode } from "../block/open-flags.ts";
 import type { OptionScalar } from "../block/options.ts";
+import { amendImage } from "../jobs/amend.ts";
 import { repairImage } from "../jobs/check.ts";
 import { type CommitOptions, commitImage } from "../jobs/commit.ts";
 import { CompareError, type CompareResult, compareImages } from "../jobs/compare.ts";
@@ -16,6 +17,7 @@ import { type ImageInfo, imageInfo } from "../jobs/info.ts";
 import { type MapEntry, type MapRange, mapImage } from "../jobs/map.ts";
 import { measureImage } from "../jobs/measure.ts";
 import { rebaseImage } from "../jobs/rebase.ts";
+import { resizeImage } from "../jobs/resize.ts";
 import type { CreatableFormat, DriverOptions, FormatOptions } from "./driver-options.ts";
 import { type OpenOptions, openEnvironment, openWith, type Surroundings } from "./open.ts";
 
@@ -268,6 +270,51 @@ export async function rebase(
       backingFormat: backing?.format,
       unsafe,
       sourceFlags: { direct: cache.direct, noFlush: cache.noFlush, forceShare: options.forceShare ?? false },
+      environment: openEnvironment(options),
+      onProgress,
+      signal,
+    }),
+  );
+}
+
+export interface ResizeOptions extends JobOptions {
+  /** How far new space is set aside. Default: off. */
+  readonly preallocation?: Prealloc | undefined;
+  /** The image may become smaller: what is behind its new end is lost. Else that is EINVAL. */
+  readonly shrink?: boolean | undefined;
+}
+
+/** Makes an image `bytes` long, a multiple of 512 for qcow2. An image that is open must be writable. */
+export function resize(image: ImageSource, bytes: number, options: ResizeOptions = {}): Promise<void> {
+  const { preallocation = "off", shrink = false, signal } = options;
+  const open = (name: ImageName) => openWith(name, options, { readOnly: false });
+  return withImage(image, open, (opened) =>
+    resizeImage(opened, { newSize: () => bytes, preallocation, shrink, signal }),
+  );
+}
+
+export interface AmendOptions extends JobOptions {
+  /** Also what makes old programs unable to read the image, or gives up its last key. */
+  readonly force?: boolean | undefined;
+  /** Gets how far the work has come, in units of its own, which may change on the way. */
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+}
+
+/**
+ * Changes options of an image that exists, those that `qemu-img amend -o help` lists:
+ * `amend("disk.qcow2", { compat: "0.10" })`. An image that is open must be writable. ENOTSUP: its format has none.
+ */
+export function amend(
+  image: ImageSource,
+  changes: Readonly<Record<string, OptionScalar>>,
+  options: AmendOptions = {},
+): Promise<void> {
+  const { force = false, onProgress = () => {}, signal } = options;
+  const open = (name: ImageName) => openWith(name, options, { readOnly: false });
+  return withImage(image, open, (opened) =>
+    amendImage(opened, {
+      options: new Map(Object.entries(changes)),
+      force,
       environment: openEnvironment(options),
       onProgress,
       signal,
