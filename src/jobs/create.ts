@@ -164,7 +164,8 @@ async function checkBacking(
     backing = await BlockBackend.open({
       filename: backingFilename(filename, backingFile),
       options: new Map(format === undefined ? [] : [["driver", format]]),
-      flags: DEFAULT_FLAGS,
+      // Nothing is read of its content: an encrypted one needs no key.
+      flags: { ...DEFAULT_FLAGS, noIo: true },
       environment,
     });
   } catch (error) {

@@ -193,6 +193,7 @@ const COMMANDS: readonly string[] = [
   "amend S X -o keyslot=foo,state=active",
   "amend -f luks -o state=active default.luks",
   "amend -f luks -o help",
+  "create -f qcow2 -b default.luks -F luks out.qcow2",
   "create -f luks out.luks 1M",
   "create -f luks -o key-secret=s out.luks 1M",
   "create S -f luks -o key-secret=s out.luks",

@@ -210,6 +210,8 @@ const COMMANDS: readonly string[] = [
   "amend plain.qcow2 -o encrypt.state=foo",
   "amend S X -o compat=0.10",
   "amend S Y -o refcount_bits=64",
+  "create -f qcow2 -b luks.qcow2 -F qcow2 out.qcow2",
+  "create -f qcow2 -b luks.qcow2 out.qcow2",
   "create S -f qcow2 -o encryption=on out.qcow2 1M",
   "create S -f qcow2 -o encryption=off out.qcow2 1M",
   "create S -f qcow2 -o encryption=off,encrypt.format=luks out.qcow2 1M",
