@@ -53,6 +53,8 @@ const NO_CLUSTERS = { allocatedClusters: 0, fragmentedClusters: 0, compressedClu
 
 /** @qemu qcow2_co_check */
 export function check(co: Coroutine<"read">, state: Qcow2State, options: CheckOptions): Promise<CheckResult> {
+  if ((options.fixLeaks || options.fixErrors) && state.node.readOnly)
+    return Promise.reject(new BlockError("EPERM", "Block node is read-only"));
   // A write that is under way has clusters that no table names yet.
   return exclusively(state, 0, Number.POSITIVE_INFINITY, () => checkLocked(co, state, options));
 }
