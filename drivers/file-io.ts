@@ -201,10 +201,11 @@ export function directAlignment(host: HostFile): number {
   if (known !== undefined) return known;
   const buffer = host.posix.alignedBuffer(4 * KiB);
   let found = 4 * KiB;
-  for (const alignment of [512, 1 * KiB, 2 * KiB]) {
+  for (const alignment of [1, 512, 1 * KiB, 2 * KiB]) {
     try {
       fs.readSync(host.fd, buffer, 0, alignment, 0);
-      found = alignment;
+      // Who takes a single byte has not looked: nothing is known then.
+      if (alignment > 1) found = alignment;
       break;
     } catch {
       // Too small for this file system: EINVAL.

@@ -71,6 +71,12 @@ async function store(
   if (ops.debug) await ops.debug.event(co, "cor_write");
   node.writeGeneration++;
   if (ops.pwriteZeroes && isZero(buffer)) {
-    await ops.pwriteZeroes(co, offset, buffer.length, Req.WriteUnchanged & node.supportedZeroFlags);
-  } else await ops.pwrite(co, offset, buffer, Req.WriteUnchanged & node.supportedWriteFlags);
+    try {
+      await ops.pwriteZeroes(co, offset, buffer.length, Req.WriteUnchanged & node.supportedZeroFlags);
+      return;
+    } catch (error) {
+      if (!(error instanceof BlockError) || error.errno !== "ENOTSUP") throw error;
+    }
+  }
+  await ops.pwrite(co, offset, buffer, Req.WriteUnchanged & node.supportedWriteFlags);
 }

@@ -26,7 +26,7 @@ import { Req, type ReqFlags } from "./driver.ts";
 import { assert, BlockError } from "./errors.ts";
 import { type IoVector, iovConcat, iovFill, iovIsZero, iovLength, iovSlice } from "./iov.ts";
 import { getLength } from "./length.ts";
-import type { BlockNode } from "./node.ts";
+import { BlockNode } from "./node.ts";
 import type { TrackedRequest } from "./tracked-request.ts";
 import { alignDown, alignUp, KiB, MAX_LENGTH, MAX_REQUEST_BYTES, MiB, SECTOR_SIZE } from "./units.ts";
 
@@ -279,8 +279,9 @@ export async function pwriteZeroes(
   // A filter that changes what a write is (compress) has pwrite; zero writes pass it all the same.
   if (!node.ops.pwriteZeroes && node.filtered)
     return forwarded(node, offset, bytes, node.filtered.pwriteZeroes(co, offset, bytes, flags));
-  // Without leave to unmap, the blocks stay.
-  const zeroFlags = (node.flags.unmap ? flags : flags & ~Req.MayUnmap) | Req.ZeroWrite;
+  // Without leave to unmap, the blocks stay; but a backend's own request is taken at its word, as by QEMU.
+  const mayUnmap = node.flags.unmap || !(child.parent instanceof BlockNode);
+  const zeroFlags = (mayUnmap ? flags : flags & ~Req.MayUnmap) | Req.ZeroWrite;
   const alignment = node.limits.requestAlignment;
   const request = node.tracker.begin(offset, bytes, true);
   try {
@@ -288,6 +289,7 @@ export async function pwriteZeroes(
       if (node.tracker.hasSerialising) await node.tracker.waitForOverlapping(request, co.signal);
       await alignedZeroes(co, node, offset, bytes, zeroFlags);
     } else {
+      if (flags & Req.NoFallback) throw new BlockError("ENOTSUP", undefined, { node: node.nodeName });
       await node.tracker.makeSerialising(request, alignment, co.signal);
       await unalignedZeroes(co, node, offset, bytes, zeroFlags);
     }

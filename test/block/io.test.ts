@@ -329,14 +329,17 @@ describe("zero writes", () => {
     assert.deepEqual(memory.calls, []);
   });
 
-  it("pass MayUnmap on only where the node may unmap and the driver can", async (test) => {
-    for (const [unmap, supportedZeroFlags, wanted] of [
-      [true, Req.MayUnmap, Req.MayUnmap],
-      [false, Req.MayUnmap, 0],
-      [true, 0, 0],
+  it("pass MayUnmap on only where the driver can, and below another node where the node may unmap", async (test) => {
+    const below = (discard: string) => ({ driver: "raw", file: { driver: "unmapping", discard } });
+    for (const [options, supportedZeroFlags, wanted] of [
+      // A backend's own request is taken at its word.
+      [{ driver: "unmapping", discard: "ignore" }, Req.MayUnmap, Req.MayUnmap],
+      [below("unmap"), Req.MayUnmap, Req.MayUnmap],
+      [below("ignore"), Req.MayUnmap, 0],
+      [below("unmap"), 0, 0],
     ] as const) {
       const memory = memoryDriver(test, "unmapping", 4096, () => ({ supportedZeroFlags }));
-      await using backend = await openBackend({ driver: "unmapping" }, { flags: { unmap } });
+      await using backend = await openBackend(options);
       await backend.writeZeroes(0, 4096, { mayUnmap: true });
       assert.equal(memory.calls.find(({ op }) => op === "pwriteZeroes")?.flags, wanted);
       unregisterDriver("unmapping");

@@ -33,7 +33,7 @@ function randomCommand(rng: Random, image: ScriptImage): string {
   const range = () => randomRange(rng, image);
   const pattern = () => String(rng.below(4));
   const { bytes, clusterBytes } = image;
-  const kind = rng.below(clusterBytes === undefined ? 16 : 20);
+  const kind = rng.below(clusterBytes === undefined ? 20 : 27);
   switch (kind) {
     case 0:
     case 1:
@@ -67,15 +67,69 @@ function randomCommand(rng: Random, image: ScriptImage): string {
     case 15:
       return `aio_write -q -z${rng.pick(["", "u"])} ${range()}`;
     case 16:
+      return `${rng.pick(WORDS)} ${rng.pick(["", "-P 1", "-x", "-z", "-q", "-C", "-v"])} ${garbage(rng)} ${garbage(rng)}`;
+    case 17:
+      return `reopen ${rng.pick(["-r", "-w", "-w", "-c writeback", "-c unsafe", "-r -c unsafe", ""])}`.trim();
+    case 18:
+      return `aio_read -v -P ${pattern()} ${size(rng, rng.below(bytes))} ${rng.below(64)} ${rng.below(64)}`;
+    case 19:
+      return `${rng.pick(["help ", ""])}${rng.pick(WORDS)}`;
+    case 20:
       // One cluster: of several, all that begin are written, and how many begin before one fails is chance.
       return `write -c -P ${pattern()} ${size(rng, units(rng, bytes, clusterBytes))} ${Math.min(clusterBytes ?? 0, bytes)}`;
-    case 17:
+    case 21:
       return `discard ${size(rng, units(rng, bytes, 64 * KIB))} ${rng.pick(["64k", "128k"])}`;
-    case 18:
+    case 22:
       return `write -zu ${size(rng, units(rng, bytes, 64 * KIB))} 64k`;
+    case 23:
+      return `write -b -P ${pattern()} ${size(rng, units(rng, bytes))} ${size(rng, units(rng, 100 * KIB))}`;
+    case 24:
+      return `read -b -P ${pattern()} ${size(rng, units(rng, bytes))} ${size(rng, units(rng, 100 * KIB))}`;
+    case 25:
+      return `write -z ${size(rng, rng.below(bytes))} ${rng.below(2000)}`;
     default:
       return `write -P ${pattern()} ${size(rng, units(rng, bytes, 64 * KIB))} ${rng.pick(["64k", "192k"])}`;
   }
+}
+
+/** All commands that neither wait for something nor end the process. */
+const WORDS = [
+  ...[
+    "aio_flush",
+    "aio_read",
+    "aio_write",
+    "alloc",
+    "break",
+    "discard",
+    "flush",
+    "help",
+    "info",
+    "length",
+    "map",
+  ],
+  ...[
+    "open",
+    "read",
+    "readv",
+    "remove_break",
+    "reopen",
+    "resume",
+    "truncate",
+    "write",
+    "writev",
+    "r",
+    "w",
+    "d",
+    "?",
+  ],
+] as const;
+
+/** What is no number, or a strange one. */
+function garbage(rng: Random): string {
+  return rng.pick([
+    ...["", "", "0", "1", "512", "x", "-1", "1k", "0x200", "1.5k", "3G", "8E", "16E", "9223372036854775807"],
+    ...["0x1k", "1kb", "07", ".5", "5.", "+3", "1e3", "--", "-q", "nope", "i.raw"],
+  ]);
 }
 
 /** "OFFSET LENGTH", now and then beyond the end. */
