@@ -29,17 +29,24 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   const { flags } = wanted;
   const isShown = flags.has("progress") && !flags.has("quiet");
   const progress = new Progress(context, isShown, PROGRESS_STEP);
-  let succeeded = false;
+  let isCopied = false;
+  const onCopied = () => {
+    isCopied = true;
+  };
   try {
-    await rebase(wanted, progress, context);
-    succeeded = true;
+    await rebase(wanted, progress, onCopied, context);
   } finally {
-    progress.end(succeeded);
+    progress.end(isCopied);
   }
   return 0;
 }
 
-async function rebase(wanted: RebaseArguments, progress: Progress, context: CliContext): Promise<void> {
+async function rebase(
+  wanted: RebaseArguments,
+  progress: Progress,
+  onCopied: () => void,
+  context: CliContext,
+): Promise<void> {
   const { flags } = wanted;
   const { environment, signal } = context;
   const unsafe = flags.has("unsafe");
@@ -59,6 +66,7 @@ async function rebase(wanted: RebaseArguments, progress: Progress, context: CliC
       sourceFlags: { ...sourceCache, forceShare: flags.has("force-share") },
       environment,
       onProgress: () => progress.advance(step),
+      onCopied,
       signal,
     });
   });

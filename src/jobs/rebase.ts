@@ -32,6 +32,8 @@ export interface RebaseOptions {
   readonly environment?: OpenEnvironment | undefined;
   /** Called with bytes done, and how many there are, after each piece (2 MiB at most) that had to be looked at. */
   readonly onProgress?: ((doneBytes: number, totalBytes: number) => void) | undefined;
+  /** All data is in its place; what follows is the change of the name. */
+  readonly onCopied?: (() => void) | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -55,6 +57,7 @@ export async function rebaseImage(image: BlockBackend, options: RebaseOptions = 
     }
     await writing(() => image.flush(signal));
   }
+  options.onCopied?.();
   await changeBackingFile(image, backingFile, backingFormat);
 }
 
