@@ -112,6 +112,14 @@ describe("images of ours", { skip: missingTool }, () => {
     });
   }
 
+  it("keys whose split form is no whole number of sectors, where qemu-img aborts", async () => {
+    const options = "key-secret=s,iter-time=0,cipher-alg=aes-192,cipher-mode=cbc";
+    await ours(`convert ${SECRETS} -f raw -O luks -o ${options} content.raw odd.luks`, dir);
+    await ours(`convert ${SECRETS} ${imageOpts("odd.luks", "s")} -O raw odd.raw`, dir);
+    assert.ok(fs.readFileSync(path.join(dir, "odd.raw")).equals(content));
+    assert.equal(await ours("info odd.luks", dir), theirs("info odd.luks", dir));
+  });
+
   it("a passphrase that qemu-img adds opens it here, and the other way round", async () => {
     await ours(`create -q ${SECRETS} -f luks -o key-secret=s,iter-time=0,cipher-mode=cbc two.luks 1M`, dir);
     await ours(

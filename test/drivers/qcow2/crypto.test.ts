@@ -293,6 +293,20 @@ describe("requests on encrypted qcow2 images, against qemu-io", { skip: missingT
     }
   });
 
+  it("zeroes stay zeroes when version 2 has no entry for them, where qemu-img turns them to garbage", async () => {
+    unpack("luks-cluster-512.qcow2", dir, "old.qcow2");
+    const opts = imageOpts("old.qcow2");
+    const writes = ["-c", "write -q -z 2k 8k"];
+    assert.equal((await runOurs([...writes, ...words(`${SECRETS} ${opts}`)], dir, "qemu-io")).exitCode, 0);
+    await ours(`amend ${SECRETS} ${opts} -o refcount_bits=16`, dir);
+    await ours(`amend ${SECRETS} ${opts} -o compat=0.10`, dir);
+    const expected = Buffer.from(content);
+    expected.fill(0, 2048, 2048 + 8192);
+    fs.writeFileSync(path.join(dir, "expected.raw"), expected);
+    theirs(`compare ${SECRETS} ${opts} driver=raw,file.filename=expected.raw`, dir);
+    theirs(`check ${SECRETS} ${opts}`, dir);
+  });
+
   it("machine state is kept, at whatever alignment", async () => {
     unpack("luks.qcow2", dir, "state.qcow2");
     const node = {
