@@ -12,6 +12,8 @@ import { Fallocate, type Posix, posix } from "../src/platform/posix.ts";
 
 /** An open file: the descriptor and what was found out about it. */
 export interface HostFile {
+  /** Ends a preallocation. */
+  readonly signal: AbortSignal | undefined;
   /** Writes wait for the disk, or did not long ago: the time until which that is taken for granted. */
   slowUntil: number;
   /** Replaced by a reopen, as is `isDirect`. */
@@ -274,7 +276,13 @@ export function syncData(host: HostFile): Promise<void> {
 }
 
 /** @qemu raw_regular_truncate */
-export async function resize(fd: number, oldSize: number, size: number, prealloc: Prealloc): Promise<void> {
+export async function resize(
+  fd: number,
+  oldSize: number,
+  size: number,
+  prealloc: Prealloc,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   if (size < oldSize && prealloc !== "off")
     throw new BlockError("ENOTSUP", "Cannot use preallocation for shrinking files");
   if (prealloc === "metadata") throw new BlockError("ENOTSUP", "Unsupported preallocation mode: metadata");
@@ -285,18 +293,17 @@ export async function resize(fd: number, oldSize: number, size: number, prealloc
       prealloc === "falloc" &&
       size > oldSize &&
       posix().fallocate(fd, Fallocate.Allocate, oldSize, size - oldSize);
-    if (!isSetAside && prealloc !== "off") await writeZeroes(fd, oldSize, size);
+    if (!isSetAside && prealloc !== "off") await writeZeroes(fd, oldSize, size, signal);
     else {
       fs.ftruncateSync(fd, size);
       if (oldSize === 0 && size > 0) allocateFirstBlock(fd, size);
     }
   } catch (error) {
-    const reason = toBlockError(error);
     // As it was: a file that is half grown serves nobody.
     fs.ftruncateSync(fd, oldSize);
     throw BlockError.wrap(
       prealloc === "off" ? "Could not resize file" : "Could not write zeros for preallocation",
-      reason,
+      error,
     );
   }
 }
@@ -307,10 +314,17 @@ function allocateFirstBlock(fd: number, size: number): void {
   fs.writeSync(fd, new Uint8Array(bytes), 0, bytes, 0);
 }
 
-async function writeZeroes(fd: number, from: number, to: number): Promise<void> {
+async function writeZeroes(
+  fd: number,
+  from: number,
+  to: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
   const zeroes = new Uint8Array(Math.min(to - from, MiB));
-  for (let at = from; at < to; )
+  for (let at = from; at < to; ) {
+    signal?.throwIfAborted();
     at += await writePool(fd, iovSlice(zeroes, 0, Math.min(zeroes.length, to - at)), at);
+  }
 }
 
 /** Data or hole, by SEEK_DATA and SEEK_HOLE; all data where the file system can't tell.  @qemu raw_co_block_status */

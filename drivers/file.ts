@@ -64,7 +64,7 @@ export const file: ProtocolDriver<typeof options, typeof createOptions> = {
   createOptions,
   open: async (_, node) => openFile(node, "file"),
 
-  async create(_co, { filename: given, options: { size = 0, preallocation = "off" } }) {
+  async create(_co, { filename: given, options: { size = 0, preallocation = "off" }, environment }) {
     const filename = stripPrefix(given);
     let fd: number;
     try {
@@ -75,7 +75,7 @@ export const file: ProtocolDriver<typeof options, typeof createOptions> = {
     try {
       // Emptied first: what was in the file before must not shine through.
       fs.ftruncateSync(fd, 0);
-      await resize(fd, 0, size, preallocation);
+      await resize(fd, 0, size, preallocation, environment.signal);
     } catch (error) {
       throw toBlockError(error);
     } finally {
@@ -142,7 +142,7 @@ function openDescriptor(filename: string, readOnly: boolean, direct: boolean): n
 }
 
 async function openFile(
-  { node, options, applyAutoReadOnly }: OpeningNode<typeof file.options>,
+  { node, options, applyAutoReadOnly, environment }: OpeningNode<typeof file.options>,
   driver: string,
 ) {
   const { filename } = options;
@@ -181,6 +181,7 @@ async function openFile(
       isDevice,
       isDirect: direct,
       inMemory,
+      signal: environment.signal,
       earlyReads: EARLY_READS,
       slowUntil: 0,
       // Loaded when it is first needed.
@@ -220,7 +221,7 @@ function fileOps(host: HostFile, node: BlockNode): NodeOps {
     flushToDisk: () => syncData(host),
     async truncate(_, bytes, exact, prealloc) {
       if (isDevice) checkDeviceSize(host, bytes, exact, prealloc);
-      else await resize(host.fd, fs.fstatSync(host.fd).size, bytes, prealloc);
+      else await resize(host.fd, fs.fstatSync(host.fd).size, bytes, prealloc, host.signal);
     },
     blockStatus: async (_, wantZero, offset, bytes) => fileStatus(host, node, wantZero, offset, bytes),
     getAllocatedFileSize: async () => fs.fstatSync(host.fd).blocks * 512,

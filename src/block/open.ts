@@ -67,6 +67,8 @@ export interface OpenEnvironment {
   readonly fatal?: (line: string) => never;
   /** Finds the throttle group of an id (`--object throttle-group`).  @qemu throttle_group_exists */
   readonly throttleGroup?: (id: string) => ThrottleGroup | undefined;
+  /** Ends what takes long and is no request of its own: writing zeroes out where space is set aside. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** Follows every reference, as qemu-img does. */

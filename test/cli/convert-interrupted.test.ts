@@ -12,8 +12,8 @@ import { tempDir } from "../support/temp.ts";
 const MAIN = path.resolve(import.meta.dirname, "../../src/cli/main.ts");
 const BYTES = 8 * 2 ** 20;
 
-function start(directory: string, args: readonly string[]) {
-  const command = ["--import", import.meta.resolve("tsx"), MAIN, "qemu-img", "convert", ...args];
+function start(directory: string, args: readonly string[], name = "convert") {
+  const command = ["--import", import.meta.resolve("tsx"), MAIN, "qemu-img", name, ...args];
   return spawn(process.execPath, command, { cwd: directory, stdio: ["ignore", "pipe", "pipe"] });
 }
 
@@ -65,6 +65,18 @@ describe("an interrupted conversion", () => {
       assert.deepEqual(ended, { code: null, signal, stderr: "" });
       assert.deepEqual(fs.readdirSync(directory), ["source"]);
     });
+
+  it("by SIGINT stops setting space aside for a new image", async (t) => {
+    const directory = tempDir(t);
+    const out = path.join(directory, "out");
+    // All of it would take many seconds, and more space than there may be.
+    const child = start(directory, ["-q", "-f", "raw", "-o", "preallocation=full", "out", "64G"], "create");
+    const ended = new Promise((resolve) => child.once("close", (_, by) => resolve(by)));
+    while (blocks(out) < 1024 && child.exitCode === null) await sleep(5);
+    child.kill("SIGINT");
+    assert.equal(await ended, "SIGINT");
+    assert.equal(fs.statSync(out).size, 0);
+  });
 
   it("says how far it is for each SIGUSR1", async (t) => {
     const directory = tempDir(t);
