@@ -156,6 +156,12 @@ function fixTimes(filename: string): void {
   fs.closeSync(file);
 }
 
+/** Moves the end of the first entry's name, so that the next entry stays where it is. */
+function shiftNames(image: Buffer, bytes: number): void {
+  const at = Number(image.readBigUInt64BE(64));
+  image.writeUInt16BE(image.readUInt16BE(at + 14) - bytes, at + 14);
+}
+
 class Story extends Scenario {
   /** Each line is run by both; those that take snapshots are told apart by nothing but the time. */
   async tell(...lines: readonly string[]): Promise<void> {
@@ -236,6 +242,62 @@ describe("snapshots, byte by byte as qemu-img leaves them", { skip }, () => {
         "snapshot -d new image.qcow2",
       );
     }
+  });
+
+  it("with entries of other programs: more extra data or less, VM state, no instruction count", async (test) => {
+    const entries: readonly (readonly [offset: number, bytes: number, value: bigint])[] = [
+      [36, 4, 0n],
+      [36, 4, 8n],
+      [36, 4, 16n],
+      [36, 4, 40n],
+      [40, 8, 2n ** 33n],
+      [40, 8, 3_000_000n],
+      [24, 8, 12_345_678_901_234n],
+      [56, 8, 2n ** 64n - 1n],
+      [48, 8, 2n ** 19n],
+    ];
+    const story = new Story(test);
+    for (const [offset, bytes, value] of entries) {
+      story.given("qemu-img create -q -f qcow2 image.qcow2 1M");
+      // Names long enough to lend some bytes to what stands before them.
+      await story.tell(
+        `snapshot -c ${"n".repeat(60)} image.qcow2`,
+        `snapshot -c ${"m".repeat(60)} image.qcow2`,
+      );
+      story.change((directory) => {
+        const filename = path.join(directory, "image.qcow2");
+        const image = fs.readFileSync(filename);
+        const field = Buffer.alloc(8);
+        field.writeBigUInt64BE(value);
+        field.copy(image, Number(image.readBigUInt64BE(64)) + offset, 8 - bytes);
+        if (offset === 36) shiftNames(image, Number(value) - 24);
+        fs.writeFileSync(filename, image);
+      });
+      await story.tell("snapshot -c last image.qcow2", "snapshot -l image.qcow2", "check image.qcow2");
+    }
+  });
+
+  it("in images with bitmaps, which are stored anew each time", async (test) => {
+    const story = new Story(test);
+    story.given(
+      "qemu-img create -q -f qcow2 image.qcow2 1M",
+      "qemu-img bitmap --add image.qcow2 one",
+      'qemu-io -c "write -q 0 200k" image.qcow2',
+    );
+    await story.tell(
+      "snapshot -c a image.qcow2",
+      'qemu-io -c "write -q 100k 300k" image.qcow2',
+      "snapshot -c b image.qcow2",
+      "snapshot -a a image.qcow2",
+      "bitmap --disable image.qcow2 one",
+      "snapshot -a a image.qcow2",
+      "snapshot -d a image.qcow2",
+      "check image.qcow2",
+      "bitmap --remove image.qcow2 one",
+      "snapshot -a b image.qcow2",
+      "snapshot -d b image.qcow2",
+      "check image.qcow2",
+    );
   });
 
   it("where refcounts can't grow: as qemu-img, which leaks a table", async (test) => {
