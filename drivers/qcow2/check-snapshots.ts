@@ -22,11 +22,9 @@ export async function checkSnapshotTable(co: Coroutine<"read">, run: Check): Pro
   const { state, options } = run;
   const onDiscard = options.fixErrors ? options.report : undefined;
   const pointer = await readPointer(co, run);
-  let faults = 0;
-  if (pointer.nbSnapshots > MAX_SNAPSHOTS && onDiscard) {
-    const surplus = pointer.nbSnapshots - MAX_SNAPSHOTS;
-    onDiscard(`Discarding ${surplus} overhanging snapshots`);
-    faults += surplus;
+  const surplus = onDiscard ? Math.max(pointer.nbSnapshots - MAX_SNAPSHOTS, 0) : 0;
+  if (surplus > 0) {
+    onDiscard?.(`Discarding ${surplus} overhanging snapshots`);
     pointer.nbSnapshots = MAX_SNAPSHOTS;
   }
   const table = await told(state, "ERROR ", async () => {
@@ -38,7 +36,8 @@ export async function checkSnapshotTable(co: Coroutine<"read">, run: Check): Pro
   state.unreadSnapshots = undefined;
   state.snapshotTableBytes = table.tableBytes;
   state.metadataIndex = undefined;
-  faults += table.discarded;
+  if (surplus > 0) await dropSurplus(co, run, surplus);
+  const faults = table.discarded;
   if (state.version < 3) return faults;
   for (const index of table.incomplete)
     options.report(
@@ -57,6 +56,23 @@ async function readPointer(co: Coroutine<"read">, { state, options }: Check): Pr
     options.report(`ERROR failed to read the snapshot table pointer from the image header: ${error.message}`);
     throw error;
   }
+}
+
+/** What is behind the last entry that may be needs no more than that the header leaves it out. */
+async function dropSurplus(co: Coroutine<"read">, run: Check, surplus: number): Promise<void> {
+  const { state, options, result } = run;
+  const count = new Uint8Array(4);
+  u32.write(new DataView(count.buffer), 0, state.snapshots.length, false);
+  try {
+    await state.file.pwrite(co, HeaderV2.offsetOf.nbSnapshots, count);
+    await state.file.flush(co);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    result.checkErrors++;
+    options.report(`ERROR failed to update the snapshot count in the image header: ${error.message}`);
+    throw error;
+  }
+  result.corruptionsFixed += surplus;
 }
 
 /** @qemu qcow2_validate_table */
