@@ -140,12 +140,13 @@ async function nextPiece(
     return undefined;
   }
   const mapping = peekMapping(state, at, bytes);
-  if (!mapping) {
+  // A table that is not the image's alone is copied first, and read for that.
+  if (!mapping && isL2Copied(state, at)) {
     await loadSlice(co, state, at);
     return undefined;
   }
-  if (mapping.kind === Kind.Invalid) await checkWritable(co, state, mapping, at);
-  if (isInPlace(state, mapping, at)) {
+  if (mapping?.kind === Kind.Invalid) await checkWritable(co, state, mapping, at);
+  if (mapping && isInPlace(state, mapping, at)) {
     const free = state.allocations.freeBytes(at, mapping.bytes);
     // This function's promise hands over a turn later; the transfer must begin in the turn of the lookup.
     const epoch = state.transfers.begin();
