@@ -73,9 +73,7 @@ async function mapAll(
   });
   try {
     const head = await readHead(co, state, start, headStart);
-    const hostEnd = (await mapClusters(co, state, head, first, end)) - (last - alignUp(end, subclusterSize));
-    if (!state.hasDataFile && hostEnd > (await dataFile.getLength(co)))
-      await dataFile.truncate(co, hostEnd, false, fileMode);
+    await mapClusters(co, state, head, first, end);
   } finally {
     allocation.finish();
   }
@@ -99,17 +97,16 @@ function needsCluster({ high }: RawEntry): boolean {
   return high < COPIED_HIGH || (high & COMPRESSED_HIGH) !== 0;
 }
 
-/** Maps what has no cluster of its own from `first` to that with `end`; gives the host offset behind the last new one. */
+/** Maps what has no cluster of its own from `first` to that with `end`. */
 async function mapClusters(
   co: Coroutine<"read">,
   state: Qcow2State,
   head: Head,
   first: number,
   end: number,
-): Promise<number> {
-  const { clusterSize } = state;
+): Promise<void> {
+  const { clusterSize, subclusterSize } = state;
   const last = alignUp(end, clusterSize);
-  let hostEnd = 0;
   /** Where what comes next would go on with what is before it. */
   let following: number | undefined;
   for (let at = first; at < last; ) {
@@ -126,9 +123,12 @@ async function mapClusters(
         at += clusterSize;
         return;
       }
+      const wanted = count * clusterSize;
+      // The file need not have what is behind the end of the image.
+      const surplus = at + wanted === last ? last - alignUp(end, subclusterSize) : 0;
       const { host, run } = state.hasDataFile
-        ? { host: at, run: count * clusterSize }
-        : await allocate(co, state, count * clusterSize, following);
+        ? { host: at, run: wanted }
+        : await allocate(co, state, wanted, following, surplus);
       following = run > 0 ? host + run : undefined;
       if (run === 0) return;
       const data = at === first ? headBits(state, head) : 0;
@@ -137,11 +137,9 @@ async function mapClusters(
       await link(co, state, at, host, run / clusterSize, (before, isFirst) =>
         withData(before.high & COMPRESSED_HIGH ? NO_BITS : before, isFirst ? data : 0),
       );
-      hostEnd = host + run;
       at += run;
     });
   }
-  return hostEnd;
 }
 
 /** What the guest sees before the old end of the image in the cluster that has it. */
@@ -189,23 +187,30 @@ function headBits({ clusterSize, subclusterSize }: Qcow2State, { guestOffset, by
   return bitRange(Math.floor(from / subclusterSize), Math.ceil((from + bytes.length) / subclusterSize));
 }
 
-/** At `wanted`, where that is given, what is free there, maybe nothing; else all in a row. */
+/**
+ * At `wanted`, where that is given, what is free there, maybe nothing; else all in a row. The file gets as long as that,
+ * but for the last `surplus` bytes.
+ */
 async function allocate(
   co: Coroutine<"read">,
   state: Qcow2State,
   bytes: number,
   wanted: number | undefined,
+  surplus: number,
 ): Promise<{ readonly host: number; readonly run: number }> {
   const { file, clusterSize } = state;
   let host = wanted;
   let run = bytes;
   if (host === undefined) host = await allocateClusters(co, state, bytes, "data cluster");
   else run = (await allocateClustersAt(co, state, host, bytes / clusterSize)) * clusterSize;
-  const used = Math.min((await file.getLength(co)) - host, run);
-  if (used <= 0) return { host, run };
+  if (run === 0) return { host, run };
+  const end = host + run - (run === bytes ? surplus : 0);
   try {
+    const length = await file.getLength(co);
     // What was used before would show what it held.
-    await file.pwriteZeroes(co, host, used, Req.MayUnmap);
+    const used = Math.min(length - host, run);
+    if (used > 0) await file.pwriteZeroes(co, host, used, Req.MayUnmap);
+    if (end > length) await file.truncate(co, end, false);
   } catch (error) {
     await freeClusters(co, state, host, run, "other");
     throw error;

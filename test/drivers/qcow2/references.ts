@@ -81,6 +81,7 @@ class Tables {
     if (block === 0) return 0;
     const at = block + ((cluster % perBlock) * this.#refcountBits) / 8;
     if (this.#refcountBits === 64) return Number(this.u64(at));
+    if (this.#refcountBits === 32) return this.u32(at);
     return this.#refcountBits === 8 ? this.#bytes.getUint8(at) : this.#bytes.getUint16(at);
   }
 
