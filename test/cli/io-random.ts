@@ -93,43 +93,19 @@ function randomCommand(rng: Random, image: ScriptImage): string {
 }
 
 /** All commands that neither wait for something nor end the process. */
-const WORDS = [
-  ...[
-    "aio_flush",
-    "aio_read",
-    "aio_write",
-    "alloc",
-    "break",
-    "discard",
-    "flush",
-    "help",
-    "info",
-    "length",
-    "map",
-  ],
-  ...[
-    "open",
-    "read",
-    "readv",
-    "remove_break",
-    "reopen",
-    "resume",
-    "truncate",
-    "write",
-    "writev",
-    "r",
-    "w",
-    "d",
-    "?",
-  ],
-] as const;
+const WORDS =
+  "aio_flush aio_read aio_write alloc break discard flush help info length map open read readv remove_break reopen resume truncate write writev r w d ?".split(
+    " ",
+  );
+
+const GARBAGE =
+  ",,0,1,512,x,-1,1k,0x200,1.5k,3G,8E,16E,9223372036854775807,0x1k,1kb,07,.5,5.,+3,1e3,--,-q,nope,i.raw".split(
+    ",",
+  );
 
 /** What is no number, or a strange one. */
 function garbage(rng: Random): string {
-  return rng.pick([
-    ...["", "", "0", "1", "512", "x", "-1", "1k", "0x200", "1.5k", "3G", "8E", "16E", "9223372036854775807"],
-    ...["0x1k", "1kb", "07", ".5", "5.", "+3", "1e3", "--", "-q", "nope", "i.raw"],
-  ]);
+  return rng.pick(GARBAGE);
 }
 
 /** "OFFSET LENGTH", now and then beyond the end. */
