@@ -43,13 +43,19 @@ export async function countL2(
   const table = await readL2(co, run, offset);
   const walk = new L2Walk(run, table, visit.weight, visit.fix);
   const figures = walk.walk();
-  for (const index of walk.misplaced) await zeroEntry(co, run, offset, index, table, visit);
+  for (const index of walk.misplaced) {
+    const at = index * run.state.l2EntryBytes;
+    const place = entryOffset(table.getUint32(at), table.getUint32(at + 4));
+    // What still refers to a place keeps it.
+    if (!(await zeroEntry(co, run, offset, index, table, visit)) && !run.state.hasDataFile)
+      run.counts.add(place, run.state.clusterSize, visit.weight);
+  }
   return figures;
 }
 
 /**
  * An entry that says zeroes and a place that can't be: without the place it is right. An extended one's bitmap says
- * what it is then.  @qemu fix_l2_entry_by_zero
+ * what it is then. False: it stays as it is.  @qemu fix_l2_entry_by_zero
  */
 async function zeroEntry(
   co: Coroutine<"read">,
@@ -58,7 +64,7 @@ async function zeroEntry(
   index: number,
   table: DataView<ArrayBuffer>,
   { isActive }: L2Visit,
-): Promise<void> {
+): Promise<boolean> {
   const { l2EntryBytes, extendedL2, file } = state;
   const at = index * l2EntryBytes;
   table.setUint32(at, 0);
@@ -82,10 +88,12 @@ async function zeroEntry(
     await file.flush(co);
     result.corruptions--;
     result.corruptionsFixed++;
+    return true;
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     options.report(`ERROR: Failed to overwrite L2 table entry: ${error.message}`);
     result.checkErrors++;
+    return false;
   }
 }
 

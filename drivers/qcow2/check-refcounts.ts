@@ -4,7 +4,7 @@
  */
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
-import { BlockError, strerror } from "../../src/block/errors.ts";
+import { BlockError, type Errno, strerror } from "../../src/block/errors.ts";
 import { isZero } from "../../src/block/iov.ts";
 import { isAligned, MAX_LENGTH } from "../../src/block/units.ts";
 import type { Check } from "./check.ts";
@@ -28,8 +28,8 @@ const MAX_BLOCK_OFFSET = 2 ** 63 - 2 ** 30;
 /** The refcounts as they are in the file. */
 export class FileRefcounts {
   readonly #state: Qcow2State;
-  /** Entries of the refcount table whose blocks can't be read. */
-  readonly #lost = new Set<number>();
+  /** Entries of the refcount table whose blocks can't be read, and why not. */
+  readonly #lost = new Map<number, Errno>();
   #block: { readonly tableIndex: number; readonly bytes: Uint8Array } | undefined;
 
   constructor(state: Qcow2State) {
@@ -46,32 +46,36 @@ export class FileRefcounts {
     return this.#lost.size > 0;
   }
 
-  isLost(tableIndex: number): boolean {
-    return this.#lost.has(tableIndex);
+  /** Why a block can't be read; undefined: it can, or has not been tried. */
+  whyLost(tableIndex: number): Errno | undefined {
+    return this.#lost.get(tableIndex);
   }
 
-  /** The block as it is in the file, zeroes where there is none; undefined if its place is nonsense. */
+  /** The block as it is in the file, zeroes where there is none; undefined if it can't be read. */
   async block(co: Coroutine<"read">, tableIndex: number, fileBytes: number): Promise<Uint8Array | undefined> {
     if (this.#block?.tableIndex === tableIndex) return this.#block.bytes;
     if (this.#lost.has(tableIndex)) return undefined;
     const { file, clusterSize } = this.#state;
     const offset = blockOffset(this.#state, tableIndex);
     if (!isAligned(offset, clusterSize)) {
-      this.#lost.add(tableIndex);
+      this.#lost.set(tableIndex, "EIO");
       const text = `Refblock offset 0x${offset.toString(16)} unaligned (reftable index: ${hex(tableIndex)})`;
       await signalCorruption(co, this.#state, text);
       return undefined;
     }
-    if (offset > MAX_BLOCK_OFFSET) {
-      this.#lost.add(tableIndex);
+    try {
+      if (offset > MAX_BLOCK_OFFSET) throw new BlockError("EIO");
+      const bytes =
+        offset === 0 || offset >= fileBytes
+          ? new Uint8Array(clusterSize)
+          : await file.preadBytes(co, offset, clusterSize);
+      this.#block = { tableIndex, bytes };
+      return bytes;
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      this.#lost.set(tableIndex, error.errno);
       return undefined;
     }
-    const bytes =
-      offset === 0 || offset >= fileBytes
-        ? new Uint8Array(clusterSize)
-        : await file.preadBytes(co, offset, clusterSize);
-    this.#block = { tableIndex, bytes };
-    return bytes;
   }
 }
 
@@ -198,7 +202,7 @@ class Comparison {
     const end = Math.min(start + blockClusters, counts.clusters);
     const block = await refcounts.block(co, tableIndex, counts.fileBytes);
     if (!block) {
-      this.#reportLost(start, end);
+      this.#reportLost(start, end, refcounts.whyLost(tableIndex) ?? "EIO");
       return 0;
     }
     let highest = 0;
@@ -267,10 +271,10 @@ class Comparison {
     return false;
   }
 
-  #reportLost(start: number, end: number): void {
+  #reportLost(start: number, end: number, errno: Errno): void {
     const { options, result } = this.#run;
     for (let cluster = start; cluster < end; cluster++)
-      options.report(`Can't get refcount for cluster ${cluster}: Input/output error`);
+      options.report(`Can't get refcount for cluster ${cluster}: ${strerror(errno)}`);
     result.checkErrors += end - start;
     this.#run.lostRefcounts += end - start;
   }
@@ -284,7 +288,7 @@ export async function refcountOf(
 ): Promise<number | bigint | undefined> {
   const known = peekRefcount(run, cluster);
   if (known !== undefined) return known;
-  if (run.refcounts.isLost(Math.floor(cluster / refblockEntries(run.state)))) return undefined;
+  if (run.refcounts.whyLost(Math.floor(cluster / refblockEntries(run.state)))) return undefined;
   try {
     const refcount = await getRefcount(co, run.state, cluster);
     return Number.isSafeInteger(refcount) ? refcount : exactRefcount(run.state, cluster);

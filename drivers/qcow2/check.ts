@@ -304,7 +304,14 @@ async function countSnapshot(
   if (l1Size * 8 > MAX_L1_BYTES) return refuse(`l1_size=0x${l1Size.toString(16)}: L1 table is too large`);
   counts.add(l1TableOffset, l1Size * 8);
   if (l1TableOffset >= counts.fileBytes) return;
-  const table = await state.file.preadBytes(co, l1TableOffset, l1Size * 8);
+  const table = new Uint8Array(l1Size * 8);
+  try {
+    await state.file.pread(co, l1TableOffset, table);
+  } catch (error) {
+    options.report("ERROR: I/O error in check_refcounts_l1");
+    result.checkErrors++;
+    throw error;
+  }
   await countL1(co, run, new DataView(table.buffer), { isActive: false, fix });
 }
 

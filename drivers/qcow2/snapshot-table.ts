@@ -56,8 +56,10 @@ export async function readSnapshots(
   const fetch = async (offset: number, bytes: number): Promise<Uint8Array> => {
     if (offset + bytes > windowStart + window.length) {
       windowStart = offset;
+      // What is read ahead may be of no use, and then must do no harm.
+      const ahead = await file.preadBytes(co, offset, Math.max(bytes, WINDOW_BYTES)).catch(ignoreFailure);
       try {
-        window = await file.preadBytes(co, offset, Math.max(bytes, WINDOW_BYTES));
+        window = ahead ?? (await file.preadBytes(co, offset, bytes));
       } catch (error) {
         throw BlockError.wrap("Failed to read snapshot table", error);
       }
@@ -97,6 +99,10 @@ export async function readSnapshots(
     snapshots.push(makeSnapshot(record, extra, names, header.size));
   }
   return { snapshots, tableBytes: end - start, incomplete, discarded };
+}
+
+function ignoreFailure(error: unknown): undefined {
+  if (!(error instanceof BlockError)) throw error;
 }
 
 function tooMuchExtra(index: number): BlockError {

@@ -58,6 +58,12 @@ check -r all json:{"driver":"qcow2","file":{"driver":"blkdebug","image.filename"
 check -r all blkdebug::leaky.qcow2
 check -r all --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=rebuild.qcow2,file.inject-error.0.event=none,file.inject-error.0.iotype=write,file.inject-error.0.errno=28,file.inject-error.0.once=on
 check --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=plain.qcow2,file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.sector=32
+check --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=plain.qcow2,file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.sector=16
+check --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=snap.qcow2,file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.sector=80
+check --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=snap.qcow2,file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.sector=96
+check --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=snap.qcow2,file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.sector=144
+check -r all --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=leaky.qcow2,file.inject-error.0.event=none,file.inject-error.0.iotype=read,file.inject-error.0.sector=16
+check -r all --image-opts driver=qcow2,file.driver=blkdebug,file.image.filename=rebuild.qcow2,file.inject-error.0.event=none,file.inject-error.0.iotype=write,file.inject-error.0.sector=0
 `;
 
 describe("check: the command line", () => {
