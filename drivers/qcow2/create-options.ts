@@ -75,6 +75,8 @@ export interface NewImage extends Geometry {
   readonly dataFileRaw: boolean;
 }
 
+const NEEDS_V3 = "with compatibility level 1.1 and above (use version=v3 or greater)";
+
 export const VERSIONS: Readonly<Record<string, 2 | 3>> = { "0.10": 2, v2: 2, "1.1": 3, v3: 3 };
 
 /** Extended L2 entries have 32 subclusters of at least 512 bytes. */
@@ -90,8 +92,11 @@ export function checkCreateOptions(options: OptionValues<CreateOptions>): NewIma
   const { preallocation = "off", backing_fmt: backingFormat } = options;
   if (backingFormat !== undefined && !findDriver(backingFormat) && !OTHER_FORMATS.includes(backingFormat))
     throw invalid(`Parameter 'backing-fmt' does not accept value '${backingFormat}'`);
+  if (options.extended_l2 && version < 3) throw invalid(`Extended L2 entries are only supported ${NEEDS_V3}`);
   const image: NewImage = {
-    ...geometryOf(options, version, "version=v3"),
+    version,
+    ...clustersOf(options),
+    refcountBits: options.refcount_bits ?? 16,
     size: alignUp(options.size ?? 0, SECTOR_SIZE),
     lazyRefcounts: options.lazy_refcounts ?? false,
     compressionType: compression,
@@ -101,18 +106,21 @@ export function checkCreateOptions(options: OptionValues<CreateOptions>): NewIma
     dataFile: options.data_file,
     dataFileRaw: options.data_file_raw ?? false,
   };
-  checkFormat(image);
-  checkFiles(image);
+  checkImage(image);
   return image;
 }
 
 /** `remedy`: how the user is told to ask for version 3. */
 export function geometryOf(options: OptionValues<CreateOptions>, version: 2 | 3, remedy: string): Geometry {
-  const {
-    cluster_size: clusterSize = 65536,
-    refcount_bits: refcountBits = 16,
-    extended_l2: extendedL2 = false,
-  } = options;
+  const geometry = { version, ...clustersOf(options), refcountBits: options.refcount_bits ?? 16 };
+  checkRefcounts(geometry, remedy);
+  return geometry;
+}
+
+function clustersOf(
+  options: OptionValues<CreateOptions>,
+): Pick<Geometry, "clusterBits" | "clusterSize" | "extendedL2"> {
+  const { cluster_size: clusterSize = 65536, extended_l2: extendedL2 = false } = options;
   const clusterBits = Math.log2(clusterSize);
   if (!isPowerOfTwo(clusterSize) || clusterBits < MIN_CLUSTER_BITS || clusterBits > MAX_CLUSTER_BITS)
     throw invalid("Cluster size must be a power of two between 512 and 2048k");
@@ -120,13 +128,16 @@ export function geometryOf(options: OptionValues<CreateOptions>, version: 2 | 3,
     throw invalid(
       `Extended L2 entries are only supported with cluster sizes of at least ${MIN_EXTENDED_CLUSTER_BYTES} bytes`,
     );
+  return { clusterBits, clusterSize, extendedL2 };
+}
+
+function checkRefcounts({ version, refcountBits }: Geometry, remedy: string): void {
   if (!isPowerOfTwo(refcountBits) || refcountBits > 64)
     throw invalid("Refcount width must be a power of two and may not exceed 64 bits");
   if (refcountBits !== 16 && version < 3)
     throw invalid(
       `Different refcount widths than 16 bits require compatibility level 1.1 or above (use ${remedy} or greater)`,
     );
-  return { version, clusterBits, clusterSize, refcountBits, extendedL2 };
 }
 
 export type EncryptionFormat = "aes" | "luks";
@@ -148,29 +159,22 @@ export function checkEncryption(options: OptionValues<CreateOptions>): Encryptio
   return format;
 }
 
-/** What depends on the version. */
-function checkFormat(image: NewImage): void {
-  const { version } = image;
-  const needsV3 = "with compatibility level 1.1 and above (use version=v3 or greater)";
-  if (image.extendedL2 && version < 3) throw invalid(`Extended L2 entries are only supported ${needsV3}`);
-  if (image.preallocation !== "off" && image.backingFile !== undefined && !image.extendedL2)
+/** What does not go together, in the order in which qemu-img finds it. */
+function checkImage(image: NewImage): void {
+  const { version, backingFile, backingFormat, dataFile, dataFileRaw } = image;
+  if (image.preallocation !== "off" && backingFile !== undefined && !image.extendedL2)
     throw invalid("Backing file and preallocation can only be used at the same time if extended_l2 is on");
-  if (image.lazyRefcounts && version < 3) throw invalid(`Lazy refcounts only supported ${needsV3}`);
-  if (image.compressionType !== "zlib" && version < 3)
-    throw invalid(`Non-zlib compression type is only supported ${needsV3}`);
-}
-
-/** Backing file and data file. */
-function checkFiles({ version, backingFile, backingFormat, dataFile, dataFileRaw }: NewImage): void {
   if (backingFormat !== undefined && backingFile === undefined)
     throw invalid("Backing format cannot be used without backing file");
-  if (dataFile !== undefined && version < 3)
-    throw invalid(
-      "External data files are only supported with compatibility level 1.1 and above (use version=v3 or greater)",
-    );
+  if (image.lazyRefcounts && version < 3) throw invalid(`Lazy refcounts only supported ${NEEDS_V3}`);
+  checkRefcounts(image, "version=v3");
   if (dataFileRaw && dataFile === undefined) throw invalid("data-file-raw requires data-file");
   if (dataFileRaw && backingFile !== undefined)
     throw invalid("Backing file and data-file-raw cannot be used at the same time");
+  if (dataFile !== undefined && version < 3)
+    throw invalid(`External data files are only supported ${NEEDS_V3}`);
+  if (image.compressionType !== "zlib" && version < 3)
+    throw invalid(`Non-zlib compression type is only supported ${NEEDS_V3}`);
   if (Buffer.byteLength(backingFile ?? "") > MAX_BACKING_NAME_BYTES)
     throw BlockError.wrap(
       `Could not assign backing file '${backingFile}'${backingFormat === undefined ? "" : ` with format '${backingFormat}'`}`,

@@ -51,7 +51,7 @@ export async function preallocate(
   hidesBacking: boolean,
 ): Promise<void> {
   if (mode === "metadata" || state.hasDataFile) await mapAll(co, state, start, end, mode);
-  else if (end > start) await setAside(co, state, start, end, mode, hidesBacking);
+  else await setAside(co, state, start, end, mode, hidesBacking);
   state.metadataPreallocated = undefined;
 }
 
