@@ -31,6 +31,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     try {
       await commitImage(image, {
         base,
+        imageName: wanted.filename,
         bytesPerSecond,
         keepOverlay: wanted.drop || base !== undefined,
         onProgress: (done, total) => progress.update(done, total),

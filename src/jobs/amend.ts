@@ -11,6 +11,7 @@ import {
   takeOptions,
   warnOfHexSuffix,
 } from "../block/options.ts";
+import { checkOptions } from "./create.ts";
 
 export interface AmendImageRequest {
   /** Of the driver's `amendOptions`, as text or typed. */
@@ -57,13 +58,23 @@ function parse(
   for (const [key, value] of options) {
     const spec = table[key];
     if (!spec) {
-      const hint = driver.createOptions?.[key] && {
-        hint: "This option is only supported for image creation",
-      };
-      throw new BlockError("EINVAL", `Invalid parameter '${key}'`, hint);
+      const isForCreation = areOptionsOf({ ...driver.createOptions, ...table }, options);
+      throw new BlockError("EINVAL", `Invalid parameter '${key}'`, {
+        ...(isForCreation && { hint: "This option is only supported for image creation" }),
+      });
     }
     if (spec.type === "size") warnOfHexSuffix(String(value), warn);
     takeOptions({ [key]: spec }, new Map([[key, value]]));
   }
   return takeOptions(table, new Map(options));
+}
+
+function areOptionsOf(table: OptionTable, options: Options): boolean {
+  try {
+    checkOptions(table, options);
+    return true;
+  } catch (error) {
+    if (error instanceof BlockError) return false;
+    throw error;
+  }
 }

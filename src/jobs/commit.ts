@@ -14,6 +14,8 @@ import { BufferPool, readAhead } from "./read-ahead.ts";
 export interface CommitOptions {
   /** Name of the image of the backing chain that gets the data. Default: the backing file. Implies `keepOverlay`. */
   readonly base?: string | undefined;
+  /** What messages call the image. Default: its filename. */
+  readonly imageName?: string | undefined;
   /** The overlay keeps what it has: it reads the same, and is of no more use. */
   readonly keepOverlay?: boolean | undefined;
   /** Bytes copied a second, at most. */
@@ -47,9 +49,14 @@ interface Step {
  * `top`, which still reads the same.
  */
 export async function commitImage(top: BlockBackend, options: CommitOptions = {}): Promise<void> {
-  const { base: baseName, keepOverlay = baseName !== undefined, signal } = options;
+  const {
+    base: baseName,
+    keepOverlay = baseName !== undefined,
+    imageName = top.node.filename,
+    signal,
+  } = options;
   signal?.throwIfAborted();
-  const base = findBase(top, baseName);
+  const base = findBase(top, baseName, imageName);
   await withWritable(top, base, async (target) => {
     try {
       const length = await top.getLength();
@@ -65,13 +72,13 @@ export async function commitImage(top: BlockBackend, options: CommitOptions = {}
   if (!keepOverlay && !top.node.filtered) await makeEmpty(top, signal);
 }
 
-function findBase(top: BlockBackend, name: string | undefined): BlockNode {
+function findBase(top: BlockBackend, name: string | undefined, imageName: string): BlockNode {
   const { node } = top;
   const base = name === undefined ? backingChainNext(node) : findBackingImage(node, name);
   if (base) return base;
   throw name === undefined
     ? new BlockError("EINVAL", "Image does not have a backing file")
-    : new BlockError("ENOENT", `Did not find '${name}' in the backing chain of '${node.filename}'`);
+    : new BlockError("ENOENT", `Did not find '${name}' in the backing chain of '${imageName}'`);
 }
 
 /** Runs `fn` with a backend on `base` that may write and resize it, and leaves the base as it was opened. */

@@ -159,10 +159,11 @@ async function checkBacking(
     if (format === undefined) throw new BlockError("EINVAL", missingFormat);
     return undefined;
   }
+  const fullName = backingFilename(filename, backingFile);
   let backing: BlockBackend;
   try {
     backing = await BlockBackend.open({
-      filename: backingFilename(filename, backingFile),
+      filename: fullName,
       options: new Map(format === undefined ? [] : [["driver", format]]),
       // Nothing is read of its content: an encrypted one needs no key.
       flags: { ...DEFAULT_FLAGS, noIo: true },
