@@ -11,6 +11,7 @@ import { u32, u64 } from "../../src/block/layout.ts";
 import { alignUp, SECTOR_SIZE } from "../../src/block/units.ts";
 import { checkUsable, writeIncompatible } from "./corruption.ts";
 import { setEntry } from "./entries.ts";
+import { updateHeader } from "./header.ts";
 import { exclusively } from "./l2.ts";
 import { HeaderV2, Incompatible } from "./layout.ts";
 import { changeRefcounts, refblockEntries, settleFreed } from "./refcount.ts";
@@ -52,7 +53,9 @@ async function reset(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
     await rebuildTables(co, state);
     await file.truncate(co, (3 + l1Clusters(state)) * clusterSize, false);
     state.incompatibleFeatures &= ~Incompatible.Dirty;
-    await writeIncompatible(co, state);
+    // All of the header, as QEMU writes it when an image becomes clean.
+    await updateHeader(co, state);
+    await file.flush(co);
   } catch (error) {
     // The refcounts can't be relied on: the image stays marked dirty, and is not used any more.
     state.isBroken = true;

@@ -1,6 +1,8 @@
 /** `commit` beside qemu-img's. */
 
+import path from "node:path";
 import { after, describe, it } from "node:test";
+import { forgetBackingFormat } from "../support/backing-format.ts";
 import { Fixture, missingTool, runTheirs, words } from "./differential.ts";
 
 const LINES = String.raw`
@@ -74,7 +76,7 @@ create -q -f qcow2 -b base.q -F qcow2 mid.q
 create -q -f qcow2 -b mid.q -F qcow2 top.q
 create -q -f qcow2 -u -b gone.q -F qcow2 orphan.q 1M
 create -q -f qcow2 -b base.raw -F raw onraw.q
-create -q -f qcow2 -u -b base.raw unnamed.q 1M
+create -q -f qcow2 -b base.raw -F raw unnamed.q 1M
 create -q -f qcow2 -b base.q -F qcow2 longer.q 3M
 create -q -f qcow2 -o compat=0.10 -b base.q -F qcow2 old.q 3M
 create -q -f qcow2 -b base.q -F qcow2 snapshots.q
@@ -90,6 +92,7 @@ create -q -f qcow2 cbase.q 1M
 create -q -f qcow2 -b cbase.q -F qcow2 oncorrupt.q
 `.split("\n"))
     if (line !== "") runTheirs(words(line), directory);
+  forgetBackingFormat(path.join(directory, "unnamed.q"));
 }
 
 describe("commit", { skip: missingTool }, () => {

@@ -1,6 +1,8 @@
 /** `rebase` beside qemu-img's. */
 
+import path from "node:path";
 import { after, describe, it } from "node:test";
+import { forgetBackingFormat, setBackingFormat } from "../support/backing-format.ts";
 import { Fixture, missingTool, runTheirs, words } from "./differential.ts";
 
 const LONG = "x".repeat(300);
@@ -94,7 +96,8 @@ rebase -u -b other.q -F qcow2 datafile.q
 rebase -b other.q -F qcow2 datafile.q
 rebase -u -b other.q -F qcow2 rawdata.q
 rebase -b other.q -F qcow2 rawdata.q
-rebase -b badbase.q -F qcow2 badfmt.q
+rebase -b base.q -F qcow2 badfmt.q
+rebase -b '' badfmt.q
 rebase -u -b other.q -F qcow2 badfmt.q
 rebase --image-opts -b other.q -F qcow2 driver=qcow2,file.filename=top.q
 rebase --image-opts -b other.q -F qcow2 driver=qcow2,file.filename=top.q,backing.driver=qcow2,backing.file.filename=base.q
@@ -115,14 +118,16 @@ create -q -f qcow2 -b mid.q -F qcow2 big.q 300M
 create -q -f qcow2 alone.q 3M
 create -q -f qcow2 -o cluster_size=512 -b base.q -F qcow2 small.q
 create -q -f qcow2 -u -b gone.q -F qcow2 orphan.q 1M
-create -q -f qcow2 -u -b base.q -F nonsense badfmt.q 1M
+create -q -f qcow2 -b base.raw -F raw badfmt.q 1M
 create -q -f qcow2 -b base.raw -F raw onraw.q
-create -q -f qcow2 -u -b base.raw unnamed.q 1M
+create -q -f qcow2 -b base.raw -F raw unnamed.q 1M
 create -q -f qcow2 -o compat=0.10 -b base.q -F qcow2 old.q 3M
 create -q -f qcow2 -b base.q -F qcow2 -o data_file=data datafile.q
 create -q -f qcow2 -o data_file=rawdata,data_file_raw=on rawdata.q 1M
 `.split("\n"))
     if (line !== "") runTheirs(words(line), directory);
+  forgetBackingFormat(path.join(directory, "unnamed.q"));
+  setBackingFormat(path.join(directory, "badfmt.q"), "foo");
 }
 
 describe("rebase", { skip: missingTool }, () => {
