@@ -1,7 +1,7 @@
 /**
- * New qcow2 images. Layout, as qemu-img's: header, refcount table, first refcount block, active L1 table, with more
- * refcount blocks and table clusters where that block cannot count them all. The header is written last, so that
- * what breaks off half-way is no image.  @qemu qcow2_co_create
+ * New qcow2 images. Layout, as qemu-img's: header, refcount table, first refcount block, active L1 table. The header is
+ * written last, so that what breaks off half-way is no image. What does not fit in there, and space to be set aside, comes
+ * by growing an empty image through the driver.  @qemu qcow2_co_create
  */
 
 import { BlockBackend } from "../../src/block/backend.ts";
@@ -41,7 +41,7 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
     } finally {
       await file.close();
     }
-    if (isPreallocated(image)) await preallocate(co, request, image);
+    if (layout.isPart) await growToSize(co, request, image);
     if (encrypt) await encryptLast(co, request, image, encrypt);
   } catch (error) {
     await emptyCreated(co, filename, environment);
@@ -49,33 +49,26 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
   }
 }
 
-/** Where the structures of a new image are, in clusters; the L1 table comes last. */
+/** Header, refcount table, refcount block, and then the L1 table: one cluster each but for the last. */
+const L1_CLUSTER = 3;
+
 interface Layout {
+  /** Virtual size in bytes. */
+  readonly size: number;
   readonly l1Size: number;
-  readonly tableClusters: number;
-  readonly blocks: number;
-  /** First cluster of the L1 table. */
-  readonly l1Cluster: number;
   readonly usedClusters: number;
+  /** The image is yet to be grown by the driver: by its data clusters, or by more refcount blocks. */
+  readonly isPart: boolean;
 }
 
-/** One table cluster and one block do, but for very small clusters or wide refcounts. */
-function planLayout({ size, clusterSize, extendedL2, refcountBits }: NewImage): Layout {
+function planLayout(image: NewImage): Layout {
+  const { size, clusterSize, extendedL2, refcountBits } = image;
   const l1Size = l1EntriesFor(size, clusterSize, extendedL2);
   if (size > MAX_LENGTH || l1Size * 8 > MAX_L1_BYTES) throw new BlockError("EFBIG");
-  const l1Clusters = Math.ceil((l1Size * 8) / clusterSize);
-  const blockEntries = (clusterSize * 8) / refcountBits;
-  let tableClusters = 1;
-  let blocks = 1;
-  for (;;) {
-    const usedClusters = 1 + tableClusters + blocks + l1Clusters;
-    const blocksNeeded = Math.ceil(usedClusters / blockEntries);
-    const tableNeeded = Math.ceil((blocksNeeded * 8) / clusterSize);
-    if (blocksNeeded <= blocks && tableNeeded <= tableClusters)
-      return { l1Size, tableClusters, blocks, l1Cluster: 1 + tableClusters + blocks, usedClusters };
-    blocks = Math.max(blocks, blocksNeeded);
-    tableClusters = Math.max(tableClusters, tableNeeded);
-  }
+  const usedClusters = L1_CLUSTER + Math.ceil((l1Size * 8) / clusterSize);
+  if (!isPreallocated(image) && usedClusters <= (clusterSize * 8) / refcountBits)
+    return { size, l1Size, usedClusters, isPart: false };
+  return { size: 0, l1Size: 0, usedClusters: L1_CLUSTER, isPart: true };
 }
 
 function makeHeader(image: NewImage, layout: Layout): Uint8Array {
@@ -84,8 +77,7 @@ function makeHeader(image: NewImage, layout: Layout): Uint8Array {
     return serializeHeader({
       version: image.version,
       clusterBits: image.clusterBits,
-      // Guest data is preallocated by growing the image from nothing.
-      size: isPreallocated(image) ? 0 : image.size,
+      size: layout.size,
       refcountBits: image.refcountBits,
       compressionType: image.compressionType,
       incompatibleFeatures:
@@ -94,10 +86,10 @@ function makeHeader(image: NewImage, layout: Layout): Uint8Array {
         (image.extendedL2 ? Incompatible.ExtendedL2 : 0n),
       compatibleFeatures: image.lazyRefcounts ? Compatible.LazyRefcounts : 0n,
       autoclearFeatures: image.dataFileRaw ? Autoclear.DataFileRaw : 0n,
-      l1TableOffset: layout.l1Size === 0 ? 0 : layout.l1Cluster * clusterSize,
+      l1TableOffset: layout.l1Size === 0 ? 0 : L1_CLUSTER * clusterSize,
       l1Size: layout.l1Size,
       refcountTableOffset: clusterSize,
-      refcountTableClusters: layout.tableClusters,
+      refcountTableClusters: 1,
       snapshotsOffset: 0,
       nbSnapshots: 0,
       unknownHeader: new Uint8Array(0),
@@ -120,21 +112,19 @@ function makeHeader(image: NewImage, layout: Layout): Uint8Array {
 async function writeImage(
   file: BlockBackend,
   { clusterSize, refcountBits }: NewImage,
-  { l1Size, l1Cluster, tableClusters, blocks, usedClusters }: Layout,
+  { l1Size, usedClusters }: Layout,
   header: Uint8Array,
 ): Promise<void> {
-  const blocksStart = (1 + tableClusters) * clusterSize;
-  const table = new DataView(new ArrayBuffer(tableClusters * clusterSize));
-  for (let index = 0; index < blocks; index++)
-    setEntry(table, index * 8, blocksStart + index * clusterSize, false);
+  const blockStart = 2 * clusterSize;
+  const table = new DataView(new ArrayBuffer(clusterSize));
+  setEntry(table, 0, blockStart, false);
   // No holes, as in QEMU: what the file takes up tells whether clusters are preallocated.
   await file.write(clusterSize, new Uint8Array(table.buffer));
-  // Blocks follow each other, so together they are one array of refcounts.
-  const refcounts = new DataView(new ArrayBuffer(blocks * clusterSize));
+  const refcounts = new DataView(new ArrayBuffer(clusterSize));
   const { set } = refcountAccess(Math.log2(refcountBits));
   for (let cluster = 0; cluster < usedClusters; cluster++) set(refcounts, cluster, 1);
-  await file.write(blocksStart, new Uint8Array(refcounts.buffer));
-  await file.writeZeroes(l1Cluster * clusterSize, l1Size * 8);
+  await file.write(blockStart, new Uint8Array(refcounts.buffer));
+  await file.writeZeroes(L1_CLUSTER * clusterSize, l1Size * 8);
   const headerCluster = new Uint8Array(clusterSize);
   headerCluster.set(header);
   await file.write(0, headerCluster);
@@ -145,8 +135,7 @@ function isPreallocated({ preallocation, dataFileRaw }: NewImage): boolean {
   return preallocation !== "off" || dataFileRaw;
 }
 
-/** Grows the image to its size through the driver. */
-async function preallocate(
+async function growToSize(
   co: Coroutine<"none">,
   request: CreateRequest<CreateOptions>,
   image: NewImage,
@@ -154,7 +143,7 @@ async function preallocate(
   const { size, preallocation } = image;
   const backend = await openImage(co, request, image);
   try {
-    await backend.truncate(size, preallocation === "off" ? "metadata" : preallocation);
+    await backend.truncate(size, preallocation);
   } finally {
     await backend.close();
   }

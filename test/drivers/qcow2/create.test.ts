@@ -100,8 +100,7 @@ describe("qcow2 create", () => {
   for (const preallocation of ["falloc", "full"])
     for (const variant of ["", ",data_file=DATA", ",data_file=DATA,data_file_raw=on"])
       it(`preallocation=${preallocation}${variant}`, { skip }, async () => {
-        // QEMU moves the refcount table where the data are in the image itself.
-        await compare(`preallocation=${preallocation}${variant}`, "3M", variant !== "");
+        await compare(`preallocation=${preallocation}${variant}`, "3M");
         assert.ok(fs.statSync(variant === "" ? OURS : OUR_DATA).blocks * 512 >= 3 * 2 ** 20);
       });
 
@@ -110,7 +109,10 @@ describe("qcow2 create", () => {
     "cluster_size=512,refcount_bits=64",
     "cluster_size=1k,refcount_bits=64",
   ])
-    it(`${options}, 10G: several refcount blocks`, { skip }, () => compare(options, "10G", false));
+    it(`${options}, 10G: several refcount blocks`, { skip }, () =>
+      // Where the refcount table outgrows its cluster, QEMU's has another place.
+      compare(options, "10G", options !== "cluster_size=512,refcount_bits=64"),
+    );
 
   for (const size of ["1P", "2P", "3P", "7E"])
     it(`${size}, as large as an L1 table can be, or larger`, { skip }, () => compare("", size));
