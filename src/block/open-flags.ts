@@ -81,14 +81,18 @@ export function takeFlags(options: Options, given: OpenFlags): OpenFlags {
   };
   if (discard !== undefined && !["unmap", "on", "ignore", "off"].includes(discard))
     throw new BlockError("EINVAL", "Invalid discard option");
-  if (flags.forceShare && !flags.readOnly)
-    throw new BlockError("EINVAL", "force-share=on can only be used with read-only images");
   if (flags.detectZeroes === "unmap" && !flags.unmap)
     throw new BlockError(
       "EINVAL",
       "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
     );
   return flags;
+}
+
+/** Whoever writes does not let others write as they like.  @qemu bdrv_open_common */
+export function checkForceShare({ forceShare, readOnly }: OpenFlags): void {
+  if (forceShare && !readOnly)
+    throw new BlockError("EINVAL", "force-share=on can only be used with read-only images");
 }
 
 function parseDetectZeroes(value: string | undefined): OpenFlags["detectZeroes"] | undefined {

@@ -19,7 +19,7 @@ import { fullBackingFilename, knownBackingFilename, protocolPrefix, refreshFilen
 import { attachChild, refNode, refreshLimits, unrefNode } from "./graph.ts";
 import { refreshTotalSectors } from "./length.ts";
 import { BlockNode } from "./node.ts";
-import { childFlags, type OpenFlags, takeFlags } from "./open-flags.ts";
+import { checkForceShare, childFlags, type OpenFlags, takeFlags } from "./open-flags.ts";
 import {
   isJsonFilename,
   type Options,
@@ -201,8 +201,8 @@ async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRe
     filename = undefined;
   }
   const explicitFlags = new Set(INHERITED_FLAGS.filter((key) => options.has(key)));
-  const flags = takeFlags(options, request.flags);
   let driver = await fillOptions(filename, options, request.protocol ?? false);
+  const flags = takeFlags(options, request.flags);
   const backing = takeBackingChoice(options, flags, request.environment);
   let file: BlockNode | undefined;
   if (!driver || !isProtocol(driver)) {
@@ -352,6 +352,7 @@ function makeNode(
   filename: string | undefined,
 ): BlockNode {
   const { context } = caller;
+  checkForceShare(flags);
   const given = takeString(options, "node-name");
   if (given !== undefined && !/^[A-Za-z][A-Za-z0-9._-]*$/.test(given))
     throw new BlockError("EINVAL", `Invalid node-name: '${given}'`);

@@ -8,7 +8,7 @@ import { BlockError } from "./errors.ts";
 import { refreshLimits, setEdgePerm, subtreeDrainedBegin, subtreeDrainedEnd } from "./graph.ts";
 import { flush } from "./io.ts";
 import type { BlockNode } from "./node.ts";
-import { type OpenFlags, takeFlags } from "./open-flags.ts";
+import { checkForceShare, type OpenFlags, takeFlags } from "./open-flags.ts";
 import { type Options, takeBool, takeOptions, takePrefix } from "./options.ts";
 
 /** What is to change; the rest stays. */
@@ -91,6 +91,7 @@ function planSubtree(
     direct: inherited.direct ?? old.direct,
     noFlush: inherited.noFlush ?? old.noFlush,
   });
+  checkForceShare(flags);
   const options = takeChangeable(node, given);
   const passed = {
     direct: flags.direct === old.direct ? undefined : flags.direct,

@@ -36,6 +36,16 @@ export const DIFFERENCES: readonly Difference[] = [
     applies: ([command], theirs) => command === "convert" && theirs.exitCode !== 0,
   },
   {
+    why: "An operation on snapshots that fails is undone; qemu-img leaves it half done.",
+    what: "files",
+    applies: ([command], theirs) => command === "snapshot" && theirs.exitCode !== 0,
+  },
+  {
+    why: "A raw image, which has no snapshots, is not opened a second time after the first was not applied: one warning.",
+    what: "output",
+    applies: ([command], { stderr }) => command === "snapshot" && stderr.split("WARNING").length === 3,
+  },
+  {
     why: "With -W it is left open in which order clusters are allocated.",
     what: "files",
     applies: ([command, ...words]) => command === "convert" && words.includes("-W"),
@@ -65,6 +75,16 @@ export const DIFFERENCES: readonly Difference[] = [
     why: "Of an option that is given twice, only the value that counts is looked at.",
     what: "all",
     applies: ([, ...words]) => hasKeyTwice(words),
+  },
+  {
+    why: "The blocks that qemu-img commit copies are on their way at once, and are allocated in no certain order.",
+    what: "files",
+    applies: ([command]) => command === "commit",
+  },
+  {
+    why: "With -C progress is told in the steps in which is copied, which are others.",
+    what: "output",
+    applies: ([command, ...words]) => command === "convert" && words.includes("-C") && words.includes("-p"),
   },
   {
     why: "qemu-img commit -p repeats the line as often as a timer of its job rings.",

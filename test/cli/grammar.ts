@@ -308,14 +308,13 @@ const GRAMMARS: Readonly<Record<string, Grammar>> = {
     operands: [image],
   },
   snapshot: {
-    options: [
-      SHARE,
-      OBJECT,
-      flag("-q"),
-      valued("-d", ["one", "1", "none"]),
-      valued("-a", ["one", "1", "none"]),
+    options: [SHARE, OBJECT, flag("-q"), flag("-l")],
+    usual: [
+      (random) => [
+        random.pick(["-a", "-d"]),
+        random.pick(["one", "1", "none", "a long name for a snapshot"]),
+      ],
     ],
-    usual: [flag("-l")],
     operands: [image],
   },
   rebase: {
