@@ -38,6 +38,10 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
         signal: context.signal,
       });
       succeeded = true;
+    } catch (error) {
+      // Here it is said after what closing has to say.
+      await image.close().catch(() => {});
+      throw error;
     } finally {
       progress.end(succeeded);
     }

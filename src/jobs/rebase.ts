@@ -1,7 +1,7 @@
 /** Gives an image another backing file, and keeps what the guest sees.  @qemu img_rebase */
 
 import { BlockBackend } from "../block/backend.ts";
-import { type BlockStatus, blockStatusAbove } from "../block/block-status.ts";
+import { blockStatusAbove } from "../block/block-status.ts";
 import { Perm } from "../block/child.ts";
 import { findDriver } from "../block/driver.ts";
 import { BlockError, strerror, toBlockError } from "../block/errors.ts";
@@ -225,8 +225,15 @@ async function* planPieces(
   const total = await image.getLength();
   const oldZeroes = new ZeroFinder(oldLayer, signal);
   const newZeroes = new ZeroFinder(newLayer, signal);
-  const ask = (node: BlockNode, base: BlockNode | undefined, offset: number, bytes: number) =>
-    status(image, node, base, false, offset, bytes, signal);
+  const ask = async (node: BlockNode, base: BlockNode | undefined, offset: number, bytes: number) => {
+    try {
+      return await image.run((co) => blockStatusAbove(co, node, base, false, offset, bytes), signal);
+    } catch (error) {
+      const { errno } = toBlockError(error);
+      const message = `error while reading image metadata: ${strerror(errno)}`;
+      throw new BlockError(errno, message, { cause: error });
+    }
+  };
   for (let offset = 0; offset < total; ) {
     const own = await ask(overlay, overlay.cow?.node, offset, total - offset);
     const end = offset + own.bytes;
@@ -256,23 +263,6 @@ function cutAt(offset: number, bytes: number, layer: Layer | undefined): number 
   return layer && offset < layer.bytes ? Math.min(bytes, layer.bytes - offset) : bytes;
 }
 
-async function status(
-  image: BlockBackend,
-  node: BlockNode,
-  base: BlockNode | undefined,
-  wantZero: boolean,
-  offset: number,
-  bytes: number,
-  signal: AbortSignal | undefined,
-): Promise<BlockStatus> {
-  try {
-    return await image.run((co) => blockStatusAbove(co, node, base, wantZero, offset, bytes), signal);
-  } catch (error) {
-    const { errno } = toBlockError(error);
-    throw new BlockError(errno, `error while reading image metadata: ${strerror(errno)}`, { cause: error });
-  }
-}
-
 /** Knows what of a layer reads as zeroes, and asks no more often than it must. Asked in ascending order. */
 class ZeroFinder {
   readonly #layer: Layer | undefined;
@@ -296,18 +286,23 @@ class ZeroFinder {
   }
 
   async #ask(offset: number): Promise<void> {
-    const { backend, bytes: length } = this.#layer as Layer;
-    const { node } = backend;
-    const { zero, bytes } = await status(
-      backend,
-      node,
-      undefined,
-      true,
-      offset,
-      length - offset,
-      this.#signal,
+    const { name, backend, bytes: length } = this.#layer as Layer;
+    const { zero, bytes } = await readingFrom(name, () =>
+      backend.run(
+        (co) => blockStatusAbove(co, backend.node, undefined, true, offset, length - offset),
+        this.#signal,
+      ),
     );
     [this.#start, this.#end, this.#isZero] = [offset, offset + bytes, zero];
+  }
+}
+
+async function readingFrom<T>(name: Layer["name"], read: () => Promise<T>): Promise<T> {
+  try {
+    return await read();
+  } catch (error) {
+    const { errno } = toBlockError(error);
+    throw new BlockError(errno, `error while reading from ${name} backing file`, { cause: error });
   }
 }
 
@@ -328,12 +323,7 @@ async function compare(
     const index = layers.findIndex((each) => each.name === name);
     zeroes ??= Buffer.alloc(PIECE_BYTES);
     const buffer = (buffers[index] ?? zeroes).subarray(0, bytes);
-    try {
-      await layers[index]?.backend.readInto(offset, buffer, { signal });
-    } catch (error) {
-      const { errno } = toBlockError(error);
-      throw new BlockError(errno, `error while reading from ${name} backing file`, { cause: error });
-    }
+    await readingFrom(name, async () => layers[index]?.backend.readInto(offset, buffer, { signal }));
     return buffer;
   };
   const reads = [read("old"), read("new")] as const;
