@@ -62,7 +62,9 @@ export async function amend(
       );
     await lock.run(() => changeRefcountWidth(co, state, refcountBits, beginOperation()));
   }
-  if (options.backing_file !== undefined || options.backing_fmt !== undefined)
+  const { backing_file: backingFile, backing_fmt: backingFormat } = options;
+  const isAsBefore = backingFile === state.node.backingFilename && backingFormat === state.node.backingFormat;
+  if ((backingFile !== undefined || backingFormat !== undefined) && !isAsBefore)
     throw new BlockError("EINVAL", "Cannot amend the backing file", {
       hint: "You can use 'qemu-img rebase' instead.",
     });

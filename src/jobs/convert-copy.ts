@@ -249,13 +249,18 @@ class Copier {
     const { onProgress, compress = false } = this.#options;
     if (!onProgress) return;
     const step = compress ? this.#rules.alignmentBytes : QEMU_PIECE_BYTES;
-    const end = piece.offset + piece.bytes;
-    for (let at = piece.offset; at < end; ) {
-      const stepEnd = at - ((at - piece.reportOffset) % step) + step;
-      const next = Math.min(stepEnd, end);
-      this.#doneBytes += next - at;
-      if (next === stepEnd || piece.endsExtent) this.#report(onProgress);
-      at = next;
+    const stop = piece.offset + piece.bytes;
+    let at = piece.offset;
+    let start = piece.reportOffset;
+    for (const end of [...piece.extentEnds, Number.POSITIVE_INFINITY]) {
+      while (at < Math.min(end, stop)) {
+        const stepEnd = Math.min(at - ((at - start) % step) + step, end);
+        const next = Math.min(stepEnd, stop);
+        this.#doneBytes += next - at;
+        if (next === stepEnd) this.#report(onProgress);
+        at = next;
+      }
+      start = end;
     }
   }
 

@@ -18,6 +18,8 @@ interface Extent {
   readonly kind: PieceKind;
   readonly start: number;
   end: number;
+  /** Where the extents end that it was joined from. */
+  ends: number[];
 }
 
 /** A part of the guest's bytes that one worker copies. */
@@ -27,8 +29,8 @@ export interface Piece {
   readonly bytes: number;
   /** The offset that an error names: qemu-img copies up to 2 MiB at once, from the start of an extent. */
   readonly reportOffset: number;
-  /** Nothing of the same extent follows. */
-  readonly endsExtent: boolean;
+  /** Where extents of the source end in it. */
+  readonly extentEnds: readonly number[];
   /** Counts the pieces that are handed out. */
   readonly index: number;
 }
@@ -172,20 +174,27 @@ export class CopyPlan {
   /** The next piece that must be written; undefined: no more. */
   async next(): Promise<Piece | undefined> {
     for (;;) {
-      const { kind, start, end } = (this.#current ??= await this.#nextJoined()) ?? {};
-      if (kind === undefined || start === undefined || end === undefined) return undefined;
-      if (kind === "inherited" || (kind === "zero" && this.#options.skipZeroes)) {
+      const extent = (this.#current ??= await this.#nextJoined());
+      if (!extent) return undefined;
+      const { kind, start, end, ends } = extent;
+      if (this.#isSkipped(kind)) {
         this.#current = undefined;
         continue;
       }
       const { pieceBytes } = this.#options;
       const limit = kind === "data" ? alignDown(start, pieceBytes) + pieceBytes : start + MAX_ZERO_PIECE;
       const stop = Math.min(end, limit);
-      this.#current = stop < end ? { kind, start: stop, end } : undefined;
+      const extentEnds = ends.filter((at) => at <= stop);
+      this.#current =
+        stop < end ? { kind, start: stop, end, ends: ends.slice(extentEnds.length) } : undefined;
       const reportOffset = start - ((start - this.#reportStart) % QEMU_PIECE_BYTES);
-      const endsExtent = stop === end;
-      return { kind, offset: start, bytes: stop - start, reportOffset, endsExtent, index: this.#index++ };
+      this.#reportStart = extentEnds.at(-1) ?? this.#reportStart;
+      return { kind, offset: start, bytes: stop - start, reportOffset, extentEnds, index: this.#index++ };
     }
+  }
+
+  #isSkipped(kind: PieceKind): boolean {
+    return kind === "inherited" || (kind === "zero" && this.#options.skipZeroes);
   }
 
   /** The next extent, joined with those of its kind behind it: far enough that a piece of data may be full. */
@@ -204,6 +213,7 @@ export class CopyPlan {
         break;
       }
       extent.end = behind.end;
+      if (!this.#isSkipped(extent.kind)) extent.ends.push(behind.end);
       if (this.#isDone(extent)) break;
     }
     this.#reportStart = extent.start;
@@ -230,7 +240,7 @@ export class CopyPlan {
       }
     }
     this.#position = end;
-    return { kind, start, end };
+    return { kind, start, end, ends: [end] };
   }
 
   /** What a unit is that begins as `kind` up to `at`. */
