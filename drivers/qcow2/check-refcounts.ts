@@ -288,7 +288,8 @@ export async function refcountOf(
 ): Promise<number | bigint | undefined> {
   const known = peekRefcount(run, cluster);
   if (known !== undefined) return known;
-  if (run.refcounts.whyLost(Math.floor(cluster / refblockEntries(run.state)))) return undefined;
+  const tableIndex = Math.floor(cluster / refblockEntries(run.state));
+  if (!(await run.refcounts.block(co, tableIndex, run.counts.fileBytes))) return undefined;
   try {
     const refcount = await getRefcount(co, run.state, cluster);
     return Number.isSafeInteger(refcount) ? refcount : exactRefcount(run.state, cluster);
