@@ -115,16 +115,17 @@ export class ThrottleGroup {
   /** Comes back when the request may begin. With `released` aborted it begins at once. */
   async pass(direction: Direction, bytes: number, released: AbortSignal): Promise<void> {
     const turn = this.#turns[direction];
-    const mine = turn.then(() => this.#wait(direction, released)).then(() => this.#account(direction, bytes));
+    const mine = turn.then(() => this.#enter(direction, bytes, released));
     this.#turns[direction] = mine;
     await mine;
   }
 
-  async #wait(direction: Direction, released: AbortSignal): Promise<void> {
+  async #enter(direction: Direction, bytes: number, released: AbortSignal): Promise<void> {
     for (;;) {
       this.#leak();
       const seconds = released.aborted ? 0 : Math.max(...this.#of(direction).map((bucket) => bucket.wait()));
-      if (seconds === 0) return;
+      // With no await before it is counted: requests of the other direction look at the same buckets.
+      if (seconds === 0) return this.#account(direction, bytes);
       await sleep(Math.ceil(seconds * 1000), undefined, { signal: released }).catch(() => {});
     }
   }
