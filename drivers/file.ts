@@ -64,6 +64,14 @@ export const file: ProtocolDriver<typeof options, typeof createOptions> = {
   createOptions,
   open: async (_, node) => openFile(node, "file"),
 
+  async remove(filename) {
+    try {
+      fs.unlinkSync(stripPrefix(filename));
+    } catch (error) {
+      throw toBlockError(error);
+    }
+  },
+
   async create(_co, { filename: given, options: { size = 0, preallocation = "off" }, environment }) {
     const filename = stripPrefix(given);
     let fd: number;

@@ -35,7 +35,10 @@ export async function openCreated(
   return BlockBackend.forNode(co, node, { allowBeyondEof: true });
 }
 
-/** So that nobody takes a file whose making failed for an image. What went wrong before is what the user is to hear of. */
+/**
+ * So that nobody takes a file whose making failed for an image: it is emptied, and gone where the protocol can remove
+ * files. What went wrong before is what the user is to hear of.  @qemu bdrv_co_delete_file_noerr
+ */
 export async function emptyCreated(
   co: Coroutine<"none">,
   filename: string,
@@ -48,6 +51,8 @@ export async function emptyCreated(
     } finally {
       await file.close();
     }
+    const driver = await findProtocol(filename).load();
+    if (driver.kind === "protocol") await driver.remove?.(filename);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
   }

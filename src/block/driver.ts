@@ -325,6 +325,8 @@ export interface ProtocolDriver<T extends OptionTable = OptionTable, C extends O
   readonly parseFilename?: (filename: string) => Options;
   /** Whether a filename without a prefix is for this driver.  @qemu bdrv_probe_device */
   readonly claims?: (filename: string) => boolean;
+  /** Removes a file that `create` has made.  @qemu bdrv_co_delete_file */
+  readonly remove?: (filename: string) => Promise<void>;
 }
 
 /** Interprets the content of its child `file`. */

@@ -14,6 +14,7 @@ import {
   type Options,
   type OptionTable,
   takeOptions,
+  warnOfHexSuffix,
 } from "../block/options.ts";
 import { MAX_LENGTH } from "../block/units.ts";
 
@@ -68,6 +69,8 @@ export async function createImage(request: CreateImageRequest): Promise<void> {
   const table: OptionTable = { ...driver.createOptions, ...protocol.createOptions, ...driver.createOptions };
   const options = new Map(request.options);
   checkOptions(table, options);
+  const sizes = [...options.keys()].filter((key) => table[key]?.type === "size");
+  for (const key of sizes) warnOfHexSuffix(String(options.get(key)), environment.warn);
   if (request.size !== undefined) {
     if (options.has("size")) throw new BlockError("EINVAL", "The image size must be specified only once");
     options.set("size", request.size);
@@ -80,6 +83,9 @@ export async function createImage(request: CreateImageRequest): Promise<void> {
   }
   if (!options.has("size")) throw new BlockError("EINVAL", "Image creation needs a size parameter");
   request.announce?.(`Formatting '${filename}', fmt=${format}${describeOptions(table, options)}`);
+  // QEMU reads them once more, in an order of its own.
+  for (const key of ["size", ...sizes.filter((each) => each !== "size")])
+    if (sizes.includes(key)) warnOfHexSuffix(String(options.get(key)), environment.warn);
   const hasClusters = table["cluster_size"] !== undefined;
   try {
     // Refused before the file that is there is emptied.

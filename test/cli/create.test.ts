@@ -188,6 +188,38 @@ create -f qcow2 nodir/x 1M
 create -f qcow2 '' 1M
 create -f qcow2 base.qcow2 2M
 create -qf qcow2 x 1M
+create -f qcow2 -o size=0x10k x
+create -f raw -o size=0x10k x.raw
+create -f qcow2 -o size=0x10k,cluster_size=0x1k x
+create -f qcow2 -o cluster_size=0x1k,size=0x10k x
+create -f qcow2 x 0x10k
+create -f qcow2 -o backing_file=base.raw -b base.raw -F raw x
+create -f qcow2 -o backing_fmt=qcow2 -b base.raw -F raw x
+create -f qcow2 -o backing_file= -b base.raw -F raw x
+create -f qcow2 -o backing_file= x 1M
+create -f qcow2 -o nocow=on x 1M
+create -f qcow2 -o extent_size_hint=64k x 1M
+create -f qcow2 'a,b c' 1M
+create -f qcow2 -b 'x,y' -F raw -u x 1M
+create -f qcow2 file:foo.qcow2 1M
+create -f qcow2 foo:bar 1M
+create -f qcow2 ./foo:bar 1M
+create -f qcow2 json:{} 1M
+create -f qcow2 -o preallocation=full,compat=0.10 x 1G
+create -f qcow2 -o size=1M x 2M
+create -f qcow2 -o size=1M,size=2M x
+create -f qcow2 x 8E
+create -f qcow2 -o help,size=1 x
+create -f qcow2 -u x 1M
+create -f qcow2 -b base.raw -F raw -u x
+create -u -f raw x.raw
+create -f raw x.raw -1
+create -f qcow2 -F raw -o backing_file=base.raw x
+create -f qcow2 -o data_file=dd.raw,preallocation=full x 1M
+create -f qcow2 -b x -F qcow2 x
+create -f qcow2 -b ./x -F qcow2 x
+create -f qcow2 -o data_file=/nonexistent/x x 1M
+create -f qcow2 -o data_file= x 1M
 `;
 
 describe("create", { skip: missingTool }, () => {
