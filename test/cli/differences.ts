@@ -37,6 +37,22 @@ export const DIFFERENCES: readonly Difference[] = [
     applies: (line) => line.some((word) => word.includes("null-co") && !word.includes("read-zeroes")),
   },
   {
+    why: "What was behind the end of an image that shrank within a cluster does not come back when it grows, nor what a cluster held that is used again by --preallocation=metadata.",
+    what: "files",
+    applies: ([command]) => command === "resize" || command === "amend",
+  },
+  {
+    why: "Space is also set aside where clusters at the end of the file are free.",
+    what: "all",
+    applies: ([command], theirs) =>
+      command === "resize" && theirs.stderr.includes("Cannot use preallocation for shrinking files"),
+  },
+  {
+    why: "An image that is there stays when the options of the new one are refused.",
+    what: "files",
+    applies: ([command], theirs) => command === "create" && theirs.exitCode !== 0,
+  },
+  {
     why: "A failed conversion leaves no image that passes for whole.",
     what: "files",
     applies: ([command], theirs) => command === "convert" && theirs.exitCode !== 0,
