@@ -6,8 +6,8 @@ import { tell } from "./stories.ts";
 
 const STORIES = String.raw`
 # words and options
-= qemu-img create -q -f qcow2 a.qcow2 1M
-= qemu-img create -q -f qcow2 -o compat=0.10 old.qcow2 1M
+= qemu-img create -q -f qcow2 -o cluster_size=4k a.qcow2 1M
+= qemu-img create -q -f qcow2 -o cluster_size=4k,compat=0.10 old.qcow2 1M
 = qemu-img create -q -f raw r.raw 1M
 amend
 amend a.qcow2
@@ -159,7 +159,7 @@ amend -p -o refcount_bits=32 t.qcow2
 check t.qcow2
 
 # over a backing file, both at once
-= qemu-img create -q -f qcow2 -b /dev/null -F raw t.qcow2 1M
+= qemu-img create -q -f qcow2 -o cluster_size=4k -b /dev/null -F raw t.qcow2 1M
 amend -p -o refcount_bits=1 t.qcow2
 amend -p -o compat=0.10,refcount_bits=16 t.qcow2
 
@@ -187,14 +187,14 @@ info t.qcow2
 amend -p -o size=3M t.qcow2
 
 # a raw data file
-= qemu-img create -q -f qcow2 -o data_file=df.raw,data_file_raw=on t.qcow2 1M
+= qemu-img create -q -f qcow2 -o cluster_size=4k,data_file=df.raw,data_file_raw=on t.qcow2 1M
 amend -p -o data_file_raw=on t.qcow2
 amend -p -o refcount_bits=8,data_file_raw=off t.qcow2
 amend -p -o data_file_raw=on t.qcow2
 amend -p -o compat=0.10 t.qcow2
 
 # extended L2 entries can not be said in version 2
-= qemu-img create -q -f qcow2 -o extended_l2=on t.qcow2 1M
+= qemu-img create -q -f qcow2 -o cluster_size=16k,extended_l2=on t.qcow2 1M
 amend -p -o compat=0.10 t.qcow2
 amend -p -o refcount_bits=8 t.qcow2
 amend -p -o size=2M t.qcow2
@@ -209,7 +209,7 @@ amend -p -o compat=0.10 t.qcow2
 amend -p -o compat=0.10 t.qcow2
 
 # lazy refcounts
-= qemu-img create -q -f qcow2 -o lazy_refcounts=on t.qcow2 1M
+= qemu-img create -q -f qcow2 -o cluster_size=4k,lazy_refcounts=on t.qcow2 1M
 amend -p -o compat=0.10 t.qcow2
 amend -p -o lazy_refcounts=off t.qcow2
 amend -p -o compat=1.1,lazy_refcounts=on t.qcow2
