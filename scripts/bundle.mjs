@@ -43,7 +43,9 @@ for (const { path: file, text } of outputFiles) {
     // A chunk is loaded by require(): import() would start the ESM loader after all.
     supported: { "dynamic-import": false },
     define: { "import.meta.url": "importMetaUrl" },
-    banner: 'const importMetaUrl=require("node:url").pathToFileURL(__filename).href;',
+    banner: text.includes("import.meta.url")
+      ? 'const importMetaUrl=require("node:url").pathToFileURL(__filename).href;'
+      : "",
   });
   fs.writeFileSync(file, (isEntry ? "#!/usr/bin/env node\n" : "") + code, { mode: isEntry ? 0o755 : 0o644 });
 }
