@@ -240,7 +240,7 @@ base.raw
 -c 10 -w -f raw --flush-interval=-1 base.raw
 -c 10 -w -f raw --flush-interval=0 base.raw
 -c 100 -w -f raw --pattern=7 -s 10000 -S 5000 -d 3 base.raw
--c 1000 -w -f raw --pattern=7 -s 10000 -S 5000 base.raw
+-c 600 -w -f raw --pattern=7 -s 10000 -S 5000 base.raw
 -c 10 -w -d 1 --pattern=7 -s 100k -o 3k top.qcow2
 -c 20 -w -d 1 --pattern=7 -s 1000 -S 70000 -o 1M --flush-interval=5 -d 1 subclusters.qcow2
 -c 10 -q base.raw
