@@ -48,9 +48,8 @@ export type CreateOptions = typeof createOptions;
 
 /** Formats that QEMU can open and bdrv can't: an overlay may name them all the same.  @qemu BlockdevDriver */
 const OTHER_FORMATS = (
-  "blklogwrites blkreplay blkverify bochs cloop copy-before-write copy-on-read dmg ftp ftps gluster host_cdrom " +
-  "http https iscsi luks nbd nfs null-aio nvme parallels preallocate qcow qed quorum rbd replication " +
-  "snapshot-access ssh throttle vdi vhdx vmdk vpc vvfat"
+  "blkreplay bochs cloop copy-before-write dmg ftp ftps gluster host_cdrom http https iscsi nbd nfs nvme parallels " +
+  "qcow qed rbd replication snapshot-access ssh vdi vhdx vmdk vpc vvfat"
 ).split(" ");
 
 /** What decides how large tables are. */

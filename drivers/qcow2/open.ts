@@ -11,6 +11,7 @@ import { prepareCodec } from "./codec.ts";
 import { openCrypto } from "./crypto.ts";
 import { type ParsedHeader, parseHeader, updateHeader } from "./header.ts";
 import { Allocations, Transfers } from "./in-flight.ts";
+import { isDirty } from "./l2.ts";
 import { Autoclear, Incompatible } from "./layout.ts";
 import { Mutex } from "./mutex.ts";
 import { makeCaches, runtimeOf, startCleaning } from "./runtime.ts";
@@ -36,8 +37,7 @@ export async function openState(co: Coroutine<"none">, opening: Opening): Promis
     const state = await makeState(reader, opening, { ...header, crypto }, file, dataFile);
     if (!node.readOnly) await dropUnknown(reader, state, header.hasStaleBitmaps);
     await loadBitmaps(reader, state);
-    const isDirty = (state.incompatibleFeatures & Incompatible.Dirty) !== 0n;
-    if (isDirty && !node.readOnly && !flags.check) await repairDirty(reader, state);
+    if (isDirty(state) && !node.readOnly && !flags.check) await repairDirty(reader, state);
     return state;
   });
 }
