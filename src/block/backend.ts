@@ -1,9 +1,9 @@
 /** What a user of the block layer holds: requests go in here, each becomes a coroutine.  @qemu block/block-backend.c */
 
-import { setImmediate as nextTurn } from "node:timers/promises";
 import { abortable } from "./abort.ts";
 import { type AioContext, type MainLoop, mainContext } from "./aio-context.ts";
 import { blockStatusAbove, type ChainStatus } from "./block-status.ts";
+import { breathe } from "./breathe.ts";
 import { type BlockChild, type ChildParent, Perm, type PermPair } from "./child.ts";
 import { Coroutine } from "./coroutine.ts";
 import { type Prealloc, Req, type ReqFlags } from "./driver.ts";
@@ -266,18 +266,7 @@ export class BlockBackend implements ChildParent {
   }
 }
 
-/**
- * Requests that are served from the page cache end without a turn of the event loop: a loop of them would keep
- * timers and signals from ever running. So now and then one of them waits for a turn.
- */
+/** A loop of cached requests would keep timers and signals from ever running: now and then one of them lets them in. */
 const REQUESTS_PER_LOOK = 64;
-const MAX_MS_WITHOUT_TURN = 25;
 
 let requests = 0;
-let lastTurn = performance.now();
-
-async function breathe(): Promise<void> {
-  if (performance.now() - lastTurn < MAX_MS_WITHOUT_TURN) return;
-  await nextTurn();
-  lastTurn = performance.now();
-}

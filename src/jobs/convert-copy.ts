@@ -5,11 +5,13 @@
 
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { BlockBackend } from "../block/backend.ts";
+import { breathe } from "../block/breathe.ts";
 import { BlockError, strerror, toBlockError } from "../block/errors.ts";
 import type { BlockNode } from "../block/node.ts";
 import { alignDown, alignUp, KiB, MiB, SECTOR_SIZE } from "../block/units.ts";
+import { skipFilters } from "./chain.ts";
 import { CopyPlan, type Piece, type PlanOptions, QEMU_PIECE_BYTES, SourceList } from "./convert-plan.ts";
-import { Breather, Limiter, Throttle, Turnstile } from "./convert-queue.ts";
+import { Limiter, Throttle, Turnstile } from "./convert-queue.ts";
 import { findRuns, joinSmallHoles, type Run, type SparseRule, sparseRule } from "./convert-zeroes.ts";
 
 /** How an image is copied. */
@@ -104,7 +106,7 @@ interface Rules {
 async function rulesFor(target: BlockBackend, options: CopyOptions): Promise<Rules> {
   const { compress = false, sparseBytes = DEFAULT_SPARSE_BYTES } = options;
   const { info, backingBytes } = await target.run(async (co) => {
-    const node = baseNode(target.node);
+    const node = skipFilters(target.node);
     return { info: await node.ops.getInfo?.(co), backingBytes: await node.cow?.node.getLength(co) };
   });
   const clusterBytes = info?.clusterSize ?? 0;
@@ -127,12 +129,6 @@ async function rulesFor(target: BlockBackend, options: CopyOptions): Promise<Rul
   };
 }
 
-function baseNode(node: BlockNode): BlockNode {
-  let layer = node;
-  while (layer.filtered) layer = layer.filtered.node;
-  return layer;
-}
-
 /** One copy under way. */
 class Copier {
   readonly #source: SourceList;
@@ -143,7 +139,6 @@ class Copier {
   readonly #turns = new Turnstile();
   readonly #writes: Limiter;
   readonly #throttle: Throttle | undefined;
-  readonly #breather: Breather;
   /** The end of the queue of those who want the plan's next piece. */
   #planned: Promise<unknown> = Promise.resolve();
   /** Guest offset behind the clusters that have been written so far. */
@@ -164,9 +159,8 @@ class Copier {
     this.#target = target;
     this.#rules = rules;
     this.#options = options;
-    const { compress = false, copyRange = false, outOfOrder = false, bytesPerSecond, signal } = options;
+    const { compress = false, copyRange = false, outOfOrder = false, bytesPerSecond } = options;
     this.#offloads = copyRange;
-    this.#breather = new Breather(signal);
     this.#plan = new CopyPlan(source, this.#planOptions());
     const isPiecemeal = rules.clusterBytes > 0 && rules.clusterBytes * CLUSTERS_AT_ONCE < rules.pieceBytes;
     this.#writes = new Limiter(isPiecemeal && !compress && !outOfOrder ? 1 : rules.parallel);
@@ -186,7 +180,6 @@ class Copier {
       salvage,
       warn: (message) => this.#options.onWarning?.(message),
       signal: this.#options.signal,
-      breather: this.#breather,
     };
   }
 
@@ -307,8 +300,8 @@ class Copier {
 
   /** Reads halves of what can't be read at once, down to single sectors; those that can't be read are zeroes. */
   async #salvage(offset: number, data: Uint8Array): Promise<void> {
-    await this.#breather.breathe();
     const { signal, onWarning } = this.#options;
+    await breathe(signal);
     if (data.length > SECTOR_SIZE) {
       const middle = Math.max(alignDown(data.length / 2, SECTOR_SIZE), SECTOR_SIZE);
       for (const [from, to] of [

@@ -5,11 +5,11 @@
 
 import type { BlockBackend } from "../block/backend.ts";
 import { blockStatusAbove } from "../block/block-status.ts";
+import { breathe } from "../block/breathe.ts";
 import { hostRanges, type SourceRange } from "../block/copy-range.ts";
 import { BlockError, strerror, toBlockError } from "../block/errors.ts";
-import type { BlockNode } from "../block/node.ts";
 import { alignDown, alignUp, MiB, SECTOR_SIZE } from "../block/units.ts";
-import type { Breather } from "./convert-queue.ts";
+import { skipFilters } from "./chain.ts";
 
 /** `inherited`: the source leaves it to its backing file, and so may the target. */
 export type PieceKind = "data" | "zero" | "inherited";
@@ -111,17 +111,10 @@ export class SourceList {
     const { backend, start, end } = this.#partAt(offset);
     const asked = Math.min(bytes, end - offset);
     return backend.run((co) => {
-      const base = topOnly ? backingOf(backend.node) : undefined;
+      const base = topOnly ? skipFilters(backend.node).cow?.node : undefined;
       return blockStatusAbove(co, backend.node, base, true, offset - start, asked);
     }, signal);
   }
-}
-
-/** The backing file of the first node under `node`'s filters. */
-function backingOf(node: BlockNode): BlockNode | undefined {
-  let layer = node;
-  while (layer.filtered) layer = layer.filtered.node;
-  return layer.cow?.node;
 }
 
 export interface PlanOptions {
@@ -141,7 +134,6 @@ export interface PlanOptions {
   readonly salvage: boolean;
   readonly warn: (message: string) => void;
   readonly signal: AbortSignal | undefined;
-  readonly breather: Breather;
 }
 
 /** Hands out the pieces in guest order. The calls of `next` must not overlap. */
@@ -254,8 +246,8 @@ export class CopyPlan {
   }
 
   async #ask(offset: number): Promise<{ readonly kind: PieceKind; readonly end: number }> {
-    const { keepBacking, backingEnd, zeroIsData, breather } = this.#options;
-    await breather.breathe();
+    const { keepBacking, backingEnd, zeroIsData, signal } = this.#options;
+    await breathe(signal);
     let bytes = this.#source.length - offset;
     if (keepBacking && offset < backingEnd) bytes = Math.min(bytes, backingEnd - offset);
     const status = await this.#statusOf(offset, bytes);

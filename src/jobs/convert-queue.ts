@@ -1,25 +1,6 @@
 /** What keeps a job's requests in order, in bounds and within a rate. */
 
-import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promises";
-
-/** Lets signals, timers and other jobs in: cached requests end without a turn of the event loop. */
-export class Breather {
-  #last = performance.now();
-  readonly #signal: AbortSignal | undefined;
-
-  constructor(signal: AbortSignal | undefined) {
-    this.#signal = signal;
-  }
-
-  /** Gives the event loop a turn if it has had none from here for 25 ms; throws the reason of an abort. */
-  async breathe(): Promise<void> {
-    if (performance.now() - this.#last > 25) {
-      await nextTurn();
-      this.#last = performance.now();
-    }
-    if (this.#signal?.aborted) throw this.#signal.reason;
-  }
-}
+import { setTimeout as sleep } from "node:timers/promises";
 
 /** Lets one after the other pass, in the order of numbers from 0 on. */
 export class Turnstile {

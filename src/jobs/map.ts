@@ -5,6 +5,7 @@ import { type BlockStatus, blockStatus } from "../block/block-status.ts";
 import type { Coroutine } from "../block/coroutine.ts";
 import { BlockError } from "../block/errors.ts";
 import type { BlockNode } from "../block/node.ts";
+import { skipFilters } from "./chain.ts";
 
 /** A run of guest bytes of one kind. */
 export interface MapEntry {
@@ -81,13 +82,6 @@ async function layerStatus(
   } catch (error) {
     throw BlockError.wrap("Could not read file metadata", error);
   }
-}
-
-/** Filters are no layers: what they show is their child's.  @qemu bdrv_skip_filters */
-function skipFilters(node: BlockNode): BlockNode {
-  let below = node;
-  while (below.filtered) below = below.filtered.node;
-  return below;
 }
 
 function describe(status: BlockStatus, start: number, depth: number): MapEntry {
