@@ -1,5 +1,6 @@
 /**
- * A cache of tables of one size (slices of L2 tables, refcount blocks) with write-back.  @qemu block/qcow2-cache.c
+ * A cache of tables of one size (slices of L2 tables, refcount blocks, pages of `PagedTable`) with write-back.
+ * @qemu block/qcow2-cache.c
  *
  * Invariants:
  * 1. Never more than `capacity` tables are in memory.
@@ -47,16 +48,19 @@ export class Table {
 
 export interface TableCacheOptions {
   readonly file: BlockChild;
-  readonly dataFile: BlockChild;
+  /** Where the data lies that entries refer to, if that is another file. */
+  readonly dataFile?: BlockChild;
   readonly tableBytes: number;
+  /** What lies from here on in the file is not the tables': the last one may be shorter. */
+  readonly end?: number;
   /** Tables that may be held. */
   readonly capacity: number;
   /** The blkdebug event of reading one, if there is any. */
   readonly loadEvent?: string;
   /** That of writing one. */
-  readonly writeEvent: string;
+  readonly writeEvent?: string;
   /** Throws if a table must not be written there. */
-  readonly checkWrite: (co: Coroutine<"read">, offset: number, bytes: number) => Promise<void> | undefined;
+  readonly checkWrite?: (co: Coroutine<"read">, offset: number, bytes: number) => Promise<void> | undefined;
 }
 
 export class TableCache {
@@ -96,9 +100,9 @@ export class TableCache {
   async load(co: Coroutine<"read">, offset: number): Promise<Table> {
     const cached = this.peek(offset);
     if (cached) return cached;
-    const { file, loadEvent } = this.#options;
+    const { file, loadEvent, end = Number.POSITIVE_INFINITY } = this.#options;
     if (this.#tables.size >= this.capacity) await this.#makeRoom(co);
-    const buffer = new Uint8Array(this.tableBytes);
+    const buffer = new Uint8Array(Math.min(this.tableBytes, end - offset));
     if (file.debug && loadEvent !== undefined) await file.debug.event(co, loadEvent);
     // Where no file has anything a table is empty: such an image is damaged.
     if (offset <= MAX_LENGTH) await file.pread(co, offset, buffer);
@@ -165,11 +169,11 @@ export class TableCache {
   }
 
   async #settleDependencies(co: Coroutine<"read">): Promise<void> {
-    const { dataFile } = this.#options;
+    const { file, dataFile = file } = this.#options;
     if (this.#dependsOn) {
       await this.#dependsOn.flush(co);
       this.#dependsOn = undefined;
-      if (dataFile === this.#options.file) this.dependsOnFlush = false;
+      if (dataFile === file) this.dependsOnFlush = false;
     }
     if (this.dependsOnFlush) {
       await dataFile.flush(co);
@@ -194,10 +198,10 @@ export class TableCache {
   async #writeTable(co: Coroutine<"read">, table: Table): Promise<void> {
     const { file, checkWrite, writeEvent } = this.#options;
     const start = table.dirtyStart - (table.dirtyStart % WRITE_UNIT);
-    const end = Math.min(Math.ceil(table.dirtyEnd / WRITE_UNIT) * WRITE_UNIT, this.tableBytes);
-    await checkWrite(co, table.offset + start, end - start);
     const { view } = table;
-    if (file.debug) await file.debug.event(co, writeEvent);
+    const end = Math.min(Math.ceil(table.dirtyEnd / WRITE_UNIT) * WRITE_UNIT, view.byteLength);
+    await checkWrite?.(co, table.offset + start, end - start);
+    if (file.debug && writeEvent !== undefined) await file.debug.event(co, writeEvent);
     await file.pwrite(
       co,
       table.offset + start,
