@@ -15,14 +15,11 @@ export const foreignFormats: readonly ForeignFormat[] = [
   },
   { formatName: "vpc", probe: bySignature({ text: "conectix" }) },
   { formatName: "vhdx", probe: bySignature({ text: "vhdxfile" }) },
-  { formatName: "vdi", probe: bySignature({ offset: 64, text: "\x7f\x10\xda\xbe" }) },
   { formatName: "qcow", probe: bySignature({ text: "QFI\xfb\0\0\0\x01" }) },
   { formatName: "qed", probe: bySignature({ text: "QED\0" }) },
   {
     formatName: "parallels",
     probe: bySignature({ text: "WithoutFreeSpace" }, { text: "WithouFreSpacExt" }),
   },
-  { formatName: "bochs", probe: bySignature({ text: "Bochs Virtual HD Image" }) },
-  { formatName: "cloop", probe: bySignature({ text: "#!/bin/sh\n#V2.0 Format\nmodprobe cloop" }) },
   { formatName: "dmg", probe: (_, filename) => (filename.endsWith(".dmg") ? BY_NAME : 0) },
 ];

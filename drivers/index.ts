@@ -14,7 +14,7 @@ import { compress } from "./filter-compress.ts";
 import { foreignFormats } from "./foreign-formats.ts";
 import { qcow2 } from "./qcow2/index.ts";
 import { raw } from "./raw.ts";
-import { bySignature } from "./signatures.ts";
+import { bySignature, isBochs, isCloop } from "./signatures.ts";
 
 /** A driver with its code, or what finds it and how it is loaded. */
 type Entry = { readonly formatName: string; readonly open: unknown } | LazyEntry;
@@ -50,6 +50,13 @@ const entries = {
     kind: "format",
     probe: bySignature({ text: "LUKS\xba\xbe\0\x01" }),
     load: async () => (await import("./luks.ts")).luks,
+  },
+  bochs: { kind: "format", probe: isBochs, load: async () => (await import("./bochs.ts")).bochs },
+  cloop: { kind: "format", probe: isCloop, load: async () => (await import("./cloop.ts")).cloop },
+  vdi: {
+    kind: "format",
+    probe: bySignature({ offset: 64, text: "\x7f\x10\xda\xbe" }),
+    load: async () => (await import("./vdi.ts")).vdi,
   },
   qcow2,
   raw,

@@ -18,3 +18,29 @@ export function bySignature(...signatures: readonly Signature[]): (head: Uint8Ar
     return signatures.some(has) ? BY_SIGNATURE : 0;
   };
 }
+
+/** A text in a field of fixed length: it ends at the first zero byte. */
+export function cString(field: Uint8Array): string {
+  const end = field.indexOf(0);
+  return Buffer.from(end < 0 ? field : field.subarray(0, end)).toString("latin1");
+}
+
+const BOCHS_VERSIONS: readonly number[] = [0x00010000, 0x00020000];
+
+/** @qemu bochs_probe */
+export function isBochs(head: Uint8Array): number {
+  if (head.length < 512) return 0;
+  const isNamed =
+    cString(head.subarray(0, 32)) === "Bochs Virtual HD Image" &&
+    cString(head.subarray(32, 48)) === "Redolog" &&
+    cString(head.subarray(48, 64)) === "Growing";
+  const version = new DataView(head.buffer, head.byteOffset).getUint32(64, true);
+  return isNamed && BOCHS_VERSIONS.includes(version) ? BY_SIGNATURE : 0;
+}
+
+const CLOOP_SCRIPT = "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n";
+
+/** Only its script tells it.  @qemu cloop_probe */
+export function isCloop(head: Uint8Array): number {
+  return bySignature({ text: CLOOP_SCRIPT })(head) > 0 ? 2 : 0;
+}
