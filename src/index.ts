@@ -8,10 +8,11 @@ export { type BackendOptions, BlockBackend, type RequestOptions } from "./block/
 export type { BlockStatus, ChainStatus } from "./block/block-status.ts";
 export type { DirtyExtent, NewBitmap } from "./block/dirty-bitmap.ts";
 export { BlockError, type BlockErrorOptions, type Errno, errnoNumber, strerror } from "./block/errors.ts";
+export { DEFAULT_LIMITS, type Limits } from "./block/guard.ts";
 export type { BitmapInfo, BitmapSource, ImageBitmaps } from "./block/image-bitmaps.ts";
 export type { ImageSnapshots, SnapshotDetails } from "./block/image-snapshots.ts";
 export type { IoVector } from "./block/iov.ts";
-export { type ExternalReference, type OpenGate, openGate } from "./block/open.ts";
+export { type ExternalReference, type NamedReference, type OpenGate, openGate } from "./block/open.ts";
 export type { CacheMode } from "./block/open-flags.ts";
 export { GiB, KiB, MAX_LENGTH, MiB, SECTOR_SIZE, TiB } from "./block/units.ts";
 export { type ContentExtent, type ContentRange, type ExtentOptions, readExtents } from "./library/content.ts";

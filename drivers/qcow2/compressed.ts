@@ -45,6 +45,7 @@ export async function readCompressed(
   }
   // Others that read the same cluster meanwhile have perhaps decompressed it.
   if (generation === state.inflatedGeneration && copyInflated(state, key, within, bytes, iov)) return;
+  state.environment.guard?.decompress(clusterSize);
   const output = alone
     ? decompressNow(state.compressionType, input, clusterSize)
     : await decompressAsync(state.compressionType, input, clusterSize);

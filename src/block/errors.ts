@@ -38,6 +38,7 @@ const STRERROR = {
   ESTALE: "Stale file handle",
   EDQUOT: "Disk quota exceeded",
   ENOMEDIUM: "No medium found",
+  ETIMEDOUT: "Connection timed out",
   ECANCELED: "Operation canceled",
 } as const;
 

@@ -17,11 +17,14 @@ import {
 import { assert, BlockError } from "./errors.ts";
 import { fullBackingFilename, knownBackingFilename, protocolPrefix, refreshFilename } from "./filename.ts";
 import { attachChild, refNode, refreshLimits, unrefNode } from "./graph.ts";
+import type { Guard } from "./guard.ts";
 import { refreshTotalSectors } from "./length.ts";
 import { BlockNode } from "./node.ts";
 import { checkForceShare, childFlags, type OpenFlags, takeFlags } from "./open-flags.ts";
 import {
+  flattenOptions,
   isJsonFilename,
+  type NestedOptions,
   type Options,
   type OptionTable,
   type OptionValues,
@@ -42,8 +45,16 @@ export interface ExternalReference {
   readonly from: BlockNode;
 }
 
-/** Throws to refuse. */
-export type OpenGate = (reference: ExternalReference) => Promise<void>;
+/** Throws to refuse; may answer the options of a node that is opened in the file's place. */
+export type OpenGate = (reference: ExternalReference) => Promise<NestedOptions | void>;
+
+/** A file that an image names, as it stands there: nothing is resolved, nothing looked for. */
+export interface NamedReference {
+  readonly kind: ExternalReference["kind"];
+  readonly filename: string;
+  /** The format that the image says it has. */
+  readonly format?: string | undefined;
+}
 
 /** Key material that a user defined under an id (`--object secret`).  @qemu QCryptoSecret */
 export interface Secret {
@@ -53,6 +64,10 @@ export interface Secret {
 /** What an open asks of its surroundings; children inherit it. */
 export interface OpenEnvironment {
   readonly gate: OpenGate;
+  /** The images come from untrusted hands: nothing that they name is followed, nothing guessed, and there are limits. */
+  readonly guard?: Guard | undefined;
+  /** Is told of every file that an image names, also of those that nobody is going to open. */
+  readonly onReference?: (reference: NamedReference) => void;
   /** Gets the text of a warning, without "warning: ", and what qemu's tools print after its line, which may end in none. */
   readonly warn: (message: string, hint?: string) => void;
   /** Gets the text of an error that does not end the work: a close that could not write its caches.  @qemu error_report */
@@ -69,6 +84,16 @@ export interface OpenEnvironment {
   readonly throttleGroup?: (id: string) => ThrottleGroup | undefined;
   /** Ends what takes long and is no request of its own: writing zeroes out where space is set aside. */
   readonly signal?: AbortSignal | undefined;
+  /** Where new files are made until they get their names; without it, at their names. */
+  readonly staging?: FileStaging;
+}
+
+/** Files that are being made elsewhere than at their names. */
+export interface FileStaging {
+  /** Opens the file that is to get this name, to be emptied and written. `lock` throws where somebody else uses it. */
+  readonly create: (filename: string, lock: (fd: number) => void) => number;
+  /** Where the file of this name lies at present. */
+  readonly locate: (filename: string) => string;
 }
 
 /** Follows every reference, as qemu-img does. */
@@ -100,6 +125,11 @@ export interface OpeningNode<T extends OptionTable = OptionTable> {
     role: ChildRole,
     filename?: string,
   ) => Promise<BlockChild | undefined>;
+  /**
+   * Tells of a file that the image names (backing files aside, of which the node tells). To be called for all of them
+   * before the first is opened, so that who only wants to know hears of each.
+   */
+  readonly nameReference: (reference: NamedReference) => void;
   /** Keys of options that nobody has taken yet: an array's children are counted by them. */
   readonly optionKeys: () => readonly string[];
   /** Takes the options whose keys start with one of `prefixes`, for what no table can list ("inject-error.0.event"). */
@@ -141,6 +171,7 @@ export async function openNode(
   try {
     await openDriver(caller, node, opening.handle);
     refreshFilename(node);
+    request.environment.guard?.checkLength(node);
     if (opening.backing !== "none") await openBacking(caller, node, opening, request.overlays ?? []);
     refreshFilename(node);
     checkLeftOver(node.driver, options);
@@ -166,7 +197,12 @@ export async function openDriver(
 ): Promise<void> {
   assert(caller.context === node.context, "openDriver: the caller is of another AioContext than the node");
   if (caller.kind === "main-loop") assertCanWait(caller, "openDriver");
-  node.setOps(await runDriverOpen(caller, node, handle));
+  const ops = await runDriverOpen(caller, node, handle);
+  const { guard, onReference } = handle.environment;
+  node.setOps(guard ? guard.watch(node, ops) : ops);
+  const { backingFilename, backingFormat } = node;
+  if (backingFilename)
+    onReference?.({ kind: "backing file", filename: backingFilename, format: backingFormat });
   try {
     if (caller.kind === "main-loop") await refreshTotalSectors(caller, node, node.totalSectors);
     else await graphRdlock(caller, (co) => refreshTotalSectors(co, node, node.totalSectors));
@@ -212,6 +248,7 @@ async function prepareOpen(caller: Coroutine<"none"> | MainLoop, request: OpenRe
   let probed = false;
   try {
     if (!driver) {
+      request.environment.guard?.requireFormat();
       driver = await probeNode(caller, file as BlockNode, filename ?? (file as BlockNode).filename);
       probed = true;
     }
@@ -401,6 +438,7 @@ function makeHandle(
     environment,
     options: takeOptions(driver.options, options),
     openChild,
+    nameReference: (reference) => environment.onReference?.(reference),
     optionKeys: () => [...options.keys()],
     takeOptionsUnder(prefixes) {
       const taken: Options = new Map();
@@ -419,8 +457,8 @@ function makeHandle(
     async openReference(co, key, role, kind, filename) {
       const byUser = await openChild(co, key, role);
       if (byUser) return byUser;
-      await environment.gate({ kind, filename, from: node });
-      return (await openChild(co, key, role, filename)) as BlockChild;
+      const instead = await passGate(environment, { kind, filename, from: node }, key, options);
+      return (await openChild(co, key, role, instead ? undefined : filename)) as BlockChild;
     },
     applyAutoReadOnly(reason) {
       if (node.flags.readOnly) return;
@@ -430,7 +468,7 @@ function makeHandle(
     requireReadOnly() {
       if (node.flags.readOnly) return;
       if (!node.flags.autoReadOnly)
-        throw new BlockError("EACCES", `Block node is read-only`, { node: node.nodeName });
+        throw new BlockError("EACCES", "Image is read-only", { node: node.nodeName });
       node.flags = { ...node.flags, readOnly: true };
     },
   };
@@ -466,9 +504,12 @@ async function openBackingNode(
 ): Promise<BlockNode | undefined> {
   const isNamed =
     options.has("backing.file.filename") || options.has("backing.filename") || options.has("backing");
-  const filename = isNamed ? undefined : fullBackingFilename(node);
+  let filename = isNamed ? undefined : fullBackingFilename(node);
   if (filename !== undefined) {
-    await environment.gate({ kind: "backing file", filename, from: node });
+    const reference = { kind: "backing file", filename, from: node } as const;
+    if (await passGate(environment, reference, "backing", options)) filename = undefined;
+  }
+  if (filename !== undefined) {
     if (node.backingFormat && !options.has("backing.driver"))
       options.set("backing.driver", node.backingFormat);
     if (filename === node.exactFilename || overlays.includes(filename))
@@ -486,6 +527,19 @@ async function openBackingNode(
       overlays: [...overlays, node.exactFilename],
     },
   );
+}
+
+/** Asks the gate. True: what is to be opened instead stands in `options` under `key`. */
+async function passGate(
+  { gate, guard }: OpenEnvironment,
+  reference: ExternalReference,
+  key: string,
+  options: Options,
+): Promise<boolean> {
+  const instead = await gate(reference);
+  if (instead) flattenOptions({ [key]: instead }, "", options);
+  else guard?.refuseReference(reference.kind, reference.filename);
+  return instead !== undefined;
 }
 
 function checkLeftOver(driver: BlockDriver, options: Options): void {

@@ -1,7 +1,7 @@
 /** What a command is to the frame, and what the frame gives it to work with. */
 
 import type { OpenEnvironment } from "../block/open.ts";
-import type { Getopt, OptionSpec } from "./getopt.ts";
+import type { Getopt, OptionSpec, ParsedOption } from "./getopt.ts";
 import type { CliObject } from "./objects.ts";
 import type { Output } from "./output.ts";
 
@@ -42,8 +42,10 @@ export interface CliContext extends CliStreams {
   readonly program: string;
   /** Aborted by SIGINT, SIGTERM and SIGHUP: a command that writes cleans up and ends. */
   readonly signal: AbortSignal;
-  /** For every open: the gate, and warnings that go to stderr. */
+  /** For every open: the gate, and warnings that go to stderr. To be asked for when all options have been taken. */
   readonly environment: OpenEnvironment;
+  /** Takes the options of `TRUST_OPTIONS`, which change `environment`; false: it is none of them. */
+  readonly takeTrustOption: (option: ParsedOption) => boolean;
   /** "program: message", and a newline, on stderr.  @qemu error_report */
   readonly error: (message: string) => void;
   /** @qemu warn_report */

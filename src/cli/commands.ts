@@ -17,6 +17,7 @@ import { run as map } from "./map.ts";
 import { run as rebase } from "./rebase.ts";
 import { run as resize } from "./resize.ts";
 import { run as snapshot } from "./snapshot.ts";
+import { TRUST_OPTIONS } from "./trust.ts";
 
 const OBJECT: OptionSpec = {
   name: "object",
@@ -89,7 +90,7 @@ const SNAPSHOT: OptionSpec = {
   help: "Internal snapshot of the image to be read",
 };
 
-export const commands: readonly Command[] = [
+const table: readonly Command[] = [
   {
     name: "amend",
     summary: "Change options of an image that exists",
@@ -396,6 +397,11 @@ export const commands: readonly Command[] = [
     load: async () => ({ run: resize }),
   },
 ];
+
+export const commands = table.map((command) => ({
+  ...command,
+  options: [...command.options, ...TRUST_OPTIONS],
+}));
 
 export function findCommand(name: string): Command | undefined {
   return commands.find((command) => command.name === name);

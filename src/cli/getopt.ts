@@ -48,6 +48,13 @@ export class HelpRequest extends Error {}
 /** The row that most commands have; met in a loop over the options, it ends the loop with a HelpRequest. */
 export const HELP_OPTION: OptionSpec = { name: "help", short: "h", long: "help", help: "Show this help" };
 
+export interface GetoptSettings {
+  /** The first operand ends the options, as with a `+` in getopt's string. */
+  readonly stopAtOperand?: boolean;
+  /** Takes an option that means the same in every command, and says whether it was one: `next` does not give it. */
+  readonly takeCommon?: (option: ParsedOption) => boolean;
+}
+
 /** Walks over arguments: `next` gives one option after the other, and then `operands` has all that were none. */
 export class Getopt {
   readonly operands: string[] = [];
@@ -56,21 +63,22 @@ export class Getopt {
   /** The word before the arguments: the command, or the program. */
   readonly command: string;
   readonly #stopAtOperand: boolean;
+  readonly #takeCommon: (option: ParsedOption) => boolean;
   #index = 0;
   /** The rest of a group of short options. */
   #group = "";
 
-  /** `stopAtOperand`: the first operand ends the options, as with a `+` in getopt's string. */
   constructor(
     command: string,
     args: readonly string[],
     specs: readonly OptionSpec[],
-    { stopAtOperand = false }: { readonly stopAtOperand?: boolean } = {},
+    { stopAtOperand = false, takeCommon = () => false }: GetoptSettings = {},
   ) {
     this.command = command;
     this.#args = args;
     this.#specs = specs;
     this.#stopAtOperand = stopAtOperand;
+    this.#takeCommon = takeCommon;
   }
 
   /** Takes the last word away, whatever it looks like; undefined if there is none. Called before `next`. */
@@ -86,6 +94,13 @@ export class Getopt {
 
   /** The next option; undefined when there is none left. Throws OptionError. */
   next(): ParsedOption | undefined {
+    for (;;) {
+      const option = this.#take();
+      if (!option || !this.#takeCommon(option)) return option;
+    }
+  }
+
+  #take(): ParsedOption | undefined {
     if (this.#group !== "") return this.#nextInGroup();
     for (;;) {
       const argument = this.#args[this.#index];

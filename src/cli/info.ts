@@ -59,7 +59,7 @@ async function collect(wanted: InfoArguments, context: CliContext): Promise<Imag
     if (seen.has(filename))
       throw new BlockError("ELOOP", `Backing file '${filename}' creates an infinite loop.`);
     seen.add(filename);
-    const info = await one(filename, format, imageOpts, wanted.forceShare, context);
+    const info = await one(filename, format, imageOpts, wanted, context);
     infos.push(info);
     filename = wanted.chain ? info.fullBackingFilename : undefined;
     format = info.backingFormat;
@@ -72,9 +72,14 @@ async function one(
   filename: string,
   format: string | undefined,
   imageOpts: boolean,
-  forceShare: boolean,
+  { forceShare, chain }: InfoArguments,
   context: CliContext,
 ): Promise<ImageInfo> {
   const flags = { noBacking: true, noIo: true, forceShare };
-  return withImage({ filename, imageOpts, format, flags }, context, imageInfo);
+  return withImage({ filename, imageOpts, format, flags }, context, async (image) => {
+    const info = await imageInfo(image);
+    const below = info.fullBackingFilename;
+    if (chain && below !== undefined) context.environment.guard?.refuseReference("backing file", below);
+    return info;
+  });
 }

@@ -9,6 +9,7 @@ import { runScript } from "./io/script.ts";
 import { IoSession } from "./io/session.ts";
 import { ioCommands } from "./io/table.ts";
 import { defineObject } from "./objects.ts";
+import { TRUST_OPTIONS } from "./trust.ts";
 
 /** In the order in which the C library names those that an abbreviation may mean. */
 const OPTIONS: readonly OptionSpec[] = [
@@ -29,6 +30,7 @@ const OPTIONS: readonly OptionSpec[] = [
   { name: "U", short: "U", long: "force-share" },
   { name: "object", long: "object", value: "OBJECTDEF" },
   { name: "image-opts", long: "image-opts" },
+  ...TRUST_OPTIONS,
 ];
 
 interface IoArguments {
@@ -97,7 +99,7 @@ async function parse(args: readonly string[], context: CliContext): Promise<IoAr
     imageOpts: false,
     filename: undefined,
   };
-  const getopt = new Getopt(context.program, args, OPTIONS);
+  const getopt = new Getopt(context.program, args, OPTIONS, { takeCommon: context.takeTrustOption });
   for (let option = getopt.next(); option; option = getopt.next()) {
     const { name, value } = option;
     if (name === "help") {
@@ -146,6 +148,8 @@ QEMU Disk exerciser
                        specify tracing options
                        see qemu-img(1) man page for full description
   -U, --force-share    force shared permissions
+  --untrusted          follow nothing that images name, guess no format
+  --limits=LIMITS      limits of --untrusted
   -h, --help           display this help and exit
   -V, --version        output version information and exit
 

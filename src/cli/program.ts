@@ -7,6 +7,7 @@ import { type CliContext, type CliStreams, CommandError, ExitError, UsageError }
 import { findCommand } from "./commands.ts";
 import { Getopt, HelpRequest, OptionError, type OptionFault, type OptionSpec } from "./getopt.ts";
 import { type CliObject, secretById } from "./objects.ts";
+import { Trust } from "./trust.ts";
 
 export interface ProgramStreams extends CliStreams {
   readonly signal: AbortSignal;
@@ -74,7 +75,10 @@ async function dispatch(program: string, args: readonly string[], context: CliCo
   try {
     // resize takes its last word for a size, whatever it is: as qemu-img, that is an error.
     if (program === "bdrv" && rest.at(-1) === "--help") throw new HelpRequest();
-    return await run(new Getopt(word, rest, command.options), context);
+    return await run(
+      new Getopt(word, rest, command.options, { takeCommon: context.takeTrustOption }),
+      context,
+    );
   } catch (error) {
     if (error instanceof HelpRequest) return (await import("./help.ts")).commandHelp(command, context);
     throw error;
@@ -109,20 +113,24 @@ function makeContext(program: string, streams: ProgramStreams): CliContext {
   const objects = new Map<string, CliObject>();
   const secret = (id: string) => secretById(objects, id);
   const throttleGroup = (id: string) => objects.get(id)?.throttleGroup;
+  const trust = new Trust({
+    gate: openGate,
+    warn,
+    message,
+    error,
+    fatal,
+    secret,
+    throttleGroup,
+    signal: streams.signal,
+  });
   const context: CliContext = {
     ...streams,
     program,
     objects,
-    environment: {
-      gate: openGate,
-      warn,
-      message,
-      error,
-      fatal,
-      secret,
-      throttleGroup,
-      signal: streams.signal,
+    get environment() {
+      return trust.environment;
     },
+    takeTrustOption: (option) => trust.take(option),
     fail: (thrown) => reportFailure(thrown, context),
     error,
     warn,

@@ -180,9 +180,12 @@ export function measure(
 /** Where `convert` writes to: an image that is open and long enough, or one that it makes. */
 export type ConvertTarget = BlockBackend | (NewImageOptions & { readonly filename: string | URL });
 
-export interface ConvertOptions extends CopyOptions, BitmapOptions, Pick<Surroundings, "gate" | "secrets"> {
+export interface ConvertOptions
+  extends CopyOptions,
+    BitmapOptions,
+    Pick<Surroundings, "gate" | "untrusted" | "secrets"> {
   /** How sources are opened that are not open yet. */
-  readonly source?: Omit<JobOptions, "gate" | "onWarning" | "signal"> | undefined;
+  readonly source?: Omit<JobOptions, "gate" | "untrusted" | "onWarning" | "signal"> | undefined;
   /** Default: unsafe, for a half-written image is of no use anyway. */
   readonly cache?: CacheMode | undefined;
 }
@@ -205,6 +208,7 @@ export async function convert(
         secrets: options.secrets,
         ...options.source,
         gate: environment.gate,
+        untrusted: options.untrusted,
         onWarning: environment.warn,
         signal,
       },

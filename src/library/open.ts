@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import { AioContext } from "../block/aio-context.ts";
 import { BlockBackend } from "../block/backend.ts";
 import { BlockError } from "../block/errors.ts";
+import { Guard, type Limits } from "../block/guard.ts";
 import { type OpenEnvironment, type OpenGate, openGate } from "../block/open.ts";
 import { type CacheMode, DEFAULT_FLAGS, type OpenFlags, parseCacheMode } from "../block/open-flags.ts";
 import { flattenOptions, type NestedOptions, type Options } from "../block/options.ts";
@@ -32,6 +33,12 @@ export interface OpenOptions {
   /** Asked for every file that the image names. Default: all are followed, as by qemu-img; see `denyAll`. */
   readonly gate?: OpenGate | undefined;
   /**
+   * The image comes from untrusted hands: `format` must be given, files that it names are refused unless the gate
+   * gives other nodes for them, symbolic links don't lead out of its directory, and limits hold (true: `DEFAULT_LIMITS`).
+   * Default: false.
+   */
+  readonly untrusted?: boolean | Partial<Limits> | undefined;
+  /**
    * Passphrases by the ids under which options name them (`"key-secret": "key0"`); text is taken as UTF-8.
    * qemu-img's `--object secret`.
    */
@@ -43,7 +50,7 @@ export interface OpenOptions {
 }
 
 /** What of the options every job takes that opens something. */
-export type Surroundings = Pick<OpenOptions, "gate" | "onWarning" | "secrets">;
+export type Surroundings = Pick<OpenOptions, "gate" | "untrusted" | "onWarning" | "secrets">;
 
 /** A gate for images from untrusted hands: refuses every file that an image names. */
 export const denyAll: OpenGate = async ({ kind, filename }) => {
@@ -97,7 +104,12 @@ export async function openWith(
 }
 
 /** The surroundings that a job or `open` gives to the block layer, from a user's choices. */
-export function openEnvironment({ gate, onWarning, secrets = {} }: Surroundings): OpenEnvironment {
+export function openEnvironment({
+  gate = openGate,
+  untrusted = false,
+  onWarning,
+  secrets = {},
+}: Surroundings): OpenEnvironment {
   const secret = (id: string) => {
     const data = Object.hasOwn(secrets, id) ? secrets[id] : undefined;
     return data === undefined ? undefined : { data: Buffer.from(data) };
@@ -105,7 +117,9 @@ export function openEnvironment({ gate, onWarning, secrets = {} }: Surroundings)
   const tell = onWarning ?? emitWarning;
   const warn = (message: string, hint?: string) => tell(hint === undefined ? message : `${message}\n${hint}`);
   // Lines for stderr that bring their own prefix: who gets warnings need not be told that it is one.
-  return { gate: gate ?? openGate, warn, message: (line) => warn(line.replace(/^WARNING: /, "")), secret };
+  const message = (line: string) => warn(line.replace(/^WARNING: /, ""));
+  const guard = untrusted ? new Guard(untrusted === true ? {} : untrusted) : undefined;
+  return { gate, guard, warn, message, secret };
 }
 
 function emitWarning(message: string): void {
