@@ -13,7 +13,6 @@ export const foreignFormats: readonly ForeignFormat[] = [
     formatName: "vmdk",
     probe: bySignature({ text: "KDMV" }, { text: "COWD" }, { text: "# Disk DescriptorFile" }),
   },
-  { formatName: "vpc", probe: bySignature({ text: "conectix" }) },
   { formatName: "vhdx", probe: bySignature({ text: "vhdxfile" }) },
   { formatName: "qcow", probe: bySignature({ text: "QFI\xfb\0\0\0\x01" }) },
   { formatName: "qed", probe: bySignature({ text: "QED\0" }) },

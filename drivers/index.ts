@@ -58,6 +58,11 @@ const entries = {
     probe: bySignature({ offset: 64, text: "\x7f\x10\xda\xbe" }),
     load: async () => (await import("./vdi.ts")).vdi,
   },
+  vpc: {
+    kind: "format",
+    probe: bySignature({ text: "conectix" }),
+    load: async () => (await import("./vpc/index.ts")).vpc,
+  },
   qcow2,
   raw,
 } as const satisfies Readonly<Record<string, Entry>>;
@@ -75,6 +80,7 @@ export type Drivers = {
  */
 export interface DriverChildren {
   readonly qcow2: { readonly file: true; readonly backing: false; readonly "data-file": false };
+  readonly vpc: { readonly file: true; readonly backing: false };
   readonly blkdebug: { readonly image: true };
   readonly blklogwrites: { readonly file: true; readonly log: true };
   readonly blkverify: { readonly raw: true; readonly test: true };

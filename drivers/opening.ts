@@ -1,0 +1,16 @@
+/** What drivers say when they can't open an image. */
+
+import type { BlockChild } from "../src/block/child.ts";
+import { BlockError, type Errno, strerror } from "../src/block/errors.ts";
+import type { OpeningNode } from "../src/block/open.ts";
+
+/** For what QEMU has no words of its own: the errno's text, with the name of the file. */
+export function openFailed(file: BlockChild, errno: Errno): BlockError {
+  return new BlockError(errno, `Could not open '${file.node.filename}': ${strerror(errno)}`);
+}
+
+/** For an image that has no backing file, of a format that can have one. */
+export function refuseBacking({ optionKeys }: Pick<OpeningNode, "optionKeys">): void {
+  if (optionKeys().some((key) => key === "backing" || key.startsWith("backing.")))
+    throw new BlockError("EINVAL", "Driver doesn't support backing files");
+}
