@@ -34,6 +34,7 @@ export type { CommitOptions } from "./jobs/commit.ts";
 export type { CompareResult } from "./jobs/compare.ts";
 export type { CopyOptions } from "./jobs/convert.ts";
 export type { ImageInfo } from "./jobs/info.ts";
+export type { Anomaly, Inspection } from "./jobs/inspect.ts";
 export type { MapEntry, MapRange } from "./jobs/map.ts";
 export {
   type AmendOptions,
@@ -50,7 +51,9 @@ export {
   convert,
   create,
   type ImageSource,
+  type InspectOptions,
   info,
+  inspect,
   type JobOptions,
   map,
   measure,

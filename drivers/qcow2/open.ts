@@ -5,19 +5,14 @@ import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import type { OpeningNode } from "../../src/block/open.ts";
 import { MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
-import { loadBitmaps } from "./bitmap-load.ts";
-import { repairDirty } from "./check.ts";
-import { prepareCodec } from "./codec.ts";
 import { openCrypto } from "./crypto.ts";
 import { type ParsedHeader, parseHeader, updateHeader } from "./header.ts";
 import { Allocations, Transfers } from "./in-flight.ts";
-import { isDirty } from "./l2.ts";
 import { Autoclear, Incompatible } from "./layout.ts";
 import { Mutex } from "./mutex.ts";
 import { makeCaches, runtimeOf, startCleaning } from "./runtime.ts";
 import type { options } from "./runtime-options.ts";
-import { readSnapshots } from "./snapshot-table.ts";
-import type { Qcow2State } from "./state.ts";
+import { isDirty, type Qcow2State } from "./state.ts";
 
 type Opening = OpeningNode<typeof options>;
 
@@ -27,7 +22,7 @@ export async function openState(co: Coroutine<"none">, opening: Opening): Promis
   const header = await graphRdlock(co, (reader) =>
     parseHeader(reader, file, { writable: !node.readOnly, check: flags.check, warn: environment.warn }),
   );
-  if (header.compressionType === "zstd") await prepareCodec("zstd");
+  if (header.compressionType === "zstd") await (await import("./codec.ts")).prepareCodec("zstd");
   const crypto = await openCrypto(co, opening, header, file);
   const dataFile = await openDataFile(co, opening, header, file);
   node.backingFilename = header.backingFile;
@@ -36,8 +31,9 @@ export async function openState(co: Coroutine<"none">, opening: Opening): Promis
   return graphRdlock(co, async (reader) => {
     const state = await makeState(reader, opening, { ...header, crypto }, file, dataFile);
     if (!node.readOnly) await dropUnknown(reader, state, header.hasStaleBitmaps);
-    await loadBitmaps(reader, state);
-    if (isDirty(state) && !node.readOnly && !flags.check) await repairDirty(reader, state);
+    if (state.bitmaps) await (await import("./bitmap-load.ts")).loadBitmaps(reader, state, state.bitmaps);
+    if (isDirty(state) && !node.readOnly && !flags.check)
+      await (await import("./check.ts")).repairDirty(reader, state);
     return state;
   });
 }
@@ -45,16 +41,19 @@ export async function openState(co: Coroutine<"none">, opening: Opening): Promis
 /** The child that guest data lies in. */
 async function openDataFile(
   co: Coroutine<"none">,
-  { openChild, openReference, takeOptionsUnder, flags }: Opening,
+  { openChild, openReference, nameReference, takeOptionsUnder, flags }: Opening,
   header: ParsedHeader,
   file: BlockChild,
 ): Promise<BlockChild> {
+  const isNeeded = (header.incompatibleFeatures & Incompatible.DataFile) !== 0n;
+  const { dataFileName } = header;
+  if (isNeeded || dataFileName !== undefined)
+    nameReference({ kind: "data file", filename: dataFileName ?? "" });
   // Whoever only wants to know about the image touches neither what it names nor what options name.
   if (flags.noIo) {
     takeOptionsUnder(["data-file"]);
     return file;
   }
-  const isNeeded = (header.incompatibleFeatures & Incompatible.DataFile) !== 0n;
   const role = { data: true };
   const byUser = await openChild(co, "data-file", role);
   if (!isNeeded) {
@@ -65,9 +64,8 @@ async function openDataFile(
     return file;
   }
   if (byUser) return byUser;
-  if (header.dataFileName === undefined)
-    throw new BlockError("EINVAL", "'data-file' is required for this image");
-  return openReference(co, "data-file", role, "data file", header.dataFileName);
+  if (dataFileName === undefined) throw new BlockError("EINVAL", "'data-file' is required for this image");
+  return openReference(co, "data-file", role, "data file", dataFileName);
 }
 
 /** Reads the tables, and puts everything together. */
@@ -96,7 +94,10 @@ async function makeState(
     header.refcountTableClusters * clusterSize,
     "Could not initialize refcount handling",
   );
-  const { snapshots, tableBytes } = flags.check ? NO_SNAPSHOTS : await readSnapshots(co, file, header);
+  const { snapshots, tableBytes } =
+    flags.check || header.nbSnapshots === 0
+      ? NO_SNAPSHOTS
+      : await (await import("./snapshot-table.ts")).readSnapshots(co, file, header);
   const state: Qcow2State = {
     ...header,
     ...geometry,

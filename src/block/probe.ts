@@ -33,14 +33,19 @@ export const probeNode = coWrapperMixedUnlocked(
 
 /** The name of the format that is surest of an image that starts with `head`.  @qemu bdrv_probe_all */
 export function probeFormat(head: Uint8Array, filename: string): string | undefined {
-  let best: string | undefined;
-  let bestScore = 0;
+  return matchFormats(head, filename)[0]?.formatName;
+}
+
+/** All formats that an image that starts with `head` may be of; the surest first, and of equal ones the one registered first. */
+export function matchFormats(
+  head: Uint8Array,
+  filename: string,
+): readonly { readonly formatName: string; readonly score: number }[] {
   const formats = allDrivers().filter((driver) => driver.kind === "format");
-  for (const { formatName, probe } of [...formats, ...foreignFormats()]) {
-    const score = probe?.(head, filename) ?? 0;
-    if (score > bestScore) [best, bestScore] = [formatName, score];
-  }
-  return best;
+  return [...formats, ...foreignFormats()]
+    .map(({ formatName, probe }) => ({ formatName, score: probe?.(head, filename) ?? 0 }))
+    .filter(({ score }) => score > 0)
+    .sort((a, b) => b.score - a.score);
 }
 
 /** The file has no parent yet, so it is read through an edge that nobody else sees. */

@@ -1,22 +1,11 @@
 /**
  * The table of commands: their options as qemu-img's own take them, letter by letter, and where each one's module is.
- * Only convert is loaded when it is called: the others are so small that a file of their own would cost more.
+ * They are loaded when they are called.
  * The words behind `-o` and its like belong to the drivers.
  */
 
-import { run as amend } from "./amend.ts";
-import { run as bitmap } from "./bitmap.ts";
-import { run as check } from "./check.ts";
 import type { Command } from "./command.ts";
-import { run as commit } from "./commit.ts";
-import { run as compare } from "./compare.ts";
-import { run as create } from "./create.ts";
 import { HELP_OPTION, type OptionSpec } from "./getopt.ts";
-import { run as info } from "./info.ts";
-import { run as map } from "./map.ts";
-import { run as rebase } from "./rebase.ts";
-import { run as resize } from "./resize.ts";
-import { run as snapshot } from "./snapshot.ts";
 import { TRUST_OPTIONS } from "./trust.ts";
 
 const OBJECT: OptionSpec = {
@@ -106,7 +95,7 @@ const table: readonly Command[] = [
       { name: "force", long: "force", help: "Also what other programs may not be able to read" },
       { ...DRIVER_OPTIONS, help: "What is to change, a=b,c=d; `-o help` lists the options" },
     ],
-    load: async () => ({ run: amend }),
+    load: () => import("./amend.ts"),
   },
   {
     name: "bench",
@@ -157,7 +146,7 @@ const table: readonly Command[] = [
       { name: "source-format", short: "F", value: "FORMAT", help: "Format of that image" },
       { name: "granularity", short: "g", value: "SIZE", help: "Bytes to a bit, for --add" },
     ],
-    load: async () => ({ run: bitmap }),
+    load: () => import("./bitmap.ts"),
   },
   {
     name: "check",
@@ -174,7 +163,7 @@ const table: readonly Command[] = [
       SOURCE_CACHE,
       QUIET,
     ],
-    load: async () => ({ run: check }),
+    load: () => import("./check.ts"),
   },
   {
     name: "commit",
@@ -197,7 +186,7 @@ const table: readonly Command[] = [
       OBJECT,
       IMAGE_OPTS,
     ],
-    load: async () => ({ run: commit }),
+    load: () => import("./commit.ts"),
   },
   {
     name: "compare",
@@ -215,7 +204,7 @@ const table: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: async () => ({ run: compare }),
+    load: () => import("./compare.ts"),
   },
   {
     name: "convert",
@@ -274,7 +263,7 @@ const table: readonly Command[] = [
       QUIET,
       OBJECT,
     ],
-    load: async () => ({ run: create }),
+    load: () => import("./create.ts"),
   },
   {
     name: "dd",
@@ -296,7 +285,7 @@ const table: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: async () => ({ run: info }),
+    load: () => import("./info.ts"),
   },
   {
     name: "map",
@@ -318,7 +307,7 @@ const table: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: async () => ({ run: map }),
+    load: () => import("./map.ts"),
   },
   {
     name: "measure",
@@ -354,7 +343,7 @@ const table: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: async () => ({ run: snapshot }),
+    load: () => import("./snapshot.ts"),
   },
   {
     name: "rebase",
@@ -374,7 +363,7 @@ const table: readonly Command[] = [
       IMAGE_OPTS,
       FORCE_SHARE,
     ],
-    load: async () => ({ run: rebase }),
+    load: () => import("./rebase.ts"),
   },
   {
     name: "resize",
@@ -394,15 +383,29 @@ const table: readonly Command[] = [
       OBJECT,
       IMAGE_OPTS,
     ],
-    load: async () => ({ run: resize }),
+    load: () => import("./resize.ts"),
   },
 ];
 
-export const commands = table.map((command) => ({
-  ...command,
-  options: [...command.options, ...TRUST_OPTIONS],
-}));
+/** Those of qemu-img. */
+export const commands = table.map(withTrustOptions);
 
-export function findCommand(name: string): Command | undefined {
-  return commands.find((command) => command.name === name);
+/** What only `bdrv` has. */
+export const ownCommands: readonly Command[] = [
+  withTrustOptions({
+    name: "inspect",
+    summary: "Tell whether an image from untrusted hands is safe to open",
+    operands: "FILENAME",
+    options: [HELP_OPTION, FORMAT_LONG],
+    load: () => import("./inspect.ts"),
+  }),
+];
+
+export function findCommand(name: string, program: string): Command | undefined {
+  const all = program === "bdrv" ? [...commands, ...ownCommands] : commands;
+  return all.find((command) => command.name === name);
+}
+
+function withTrustOptions(command: Command): Command {
+  return { ...command, options: [...command.options, ...TRUST_OPTIONS] };
 }

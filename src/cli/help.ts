@@ -7,7 +7,7 @@ import yargs, { type Argv } from "yargs";
 import packageJson from "../../package.json" with { type: "json" };
 import { allDrivers } from "../block/driver.ts";
 import type { CliContext, Command } from "./command.ts";
-import { commands } from "./commands.ts";
+import { commands, ownCommands } from "./commands.ts";
 import { HELP_OPTION, type OptionSpec } from "./getopt.ts";
 
 /** The release of QEMU whose command line this one follows. */
@@ -63,7 +63,7 @@ function versionText(program: string): string {
 
 function describeAll(): Argv {
   let parser = base().usage("$0 COMMAND ...\n\nDisk images: describe, create, convert, compare, check.");
-  for (const command of commands)
+  for (const command of [...commands, ...ownCommands])
     parser = parser.command(
       [command.name, ...command.operands.split(" ").flatMap(yargsOperand)].join(" "),
       command.summary,

@@ -69,7 +69,7 @@ async function dispatch(program: string, args: readonly string[], context: CliCo
     if (word === "io") return runIo(rest, context);
     if (word === "completion") return (await import("./help.ts")).completion(rest, context);
   }
-  const command = findCommand(word);
+  const command = findCommand(word, program);
   if (!command) throw new UsageError(await unknownCommand(word, context));
   const { run } = await command.load();
   try {

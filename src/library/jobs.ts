@@ -14,6 +14,7 @@ import { type CopyOptions, convert as convertImages } from "../jobs/convert.ts";
 import type { BitmapOptions } from "../jobs/convert-bitmaps.ts";
 import { createImage } from "../jobs/create.ts";
 import { type ImageInfo, imageInfo } from "../jobs/info.ts";
+import { type Inspection, inspectImage } from "../jobs/inspect.ts";
 import { type MapEntry, type MapRange, mapImage } from "../jobs/map.ts";
 import { measureImage } from "../jobs/measure.ts";
 import { rebaseImage } from "../jobs/rebase.ts";
@@ -52,6 +53,22 @@ async function withImage<T>(
 export function info(image: ImageSource, options: JobOptions = {}): Promise<ImageInfo> {
   const open = (name: ImageName) => openWith(name, { backing: false, ...options }, { noIo: true });
   return withImage(image, open, imageInfo);
+}
+
+export type InspectOptions = Pick<OpenOptions, "format" | "untrusted" | "onWarning" | "signal">;
+
+/**
+ * Whether an image from untrusted hands is safe to open, and why not. Nothing that it names is opened; `untrusted`
+ * may set other limits. BlockError if the file can't be read.
+ */
+export function inspect(filename: string | URL, options: InspectOptions = {}): Promise<Inspection> {
+  const { format, signal } = options;
+  return inspectImage({
+    filename: plainName(filename),
+    format,
+    signal,
+    environment: openEnvironment(options),
+  });
 }
 
 /**
@@ -212,7 +229,7 @@ export async function convert(
         onWarning: environment.warn,
         signal,
       },
-      {},
+      { noShare: true },
     );
   const copy = (images: readonly BlockBackend[]) =>
     convertImages(images, convertTarget(target), { ...options, onWarning: environment.warn, environment });
