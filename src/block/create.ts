@@ -1,6 +1,7 @@
 /** Creating a file through its protocol driver, for the format drivers that fill it.  @qemu bdrv_create_file */
 
 import { BlockBackend } from "./backend.ts";
+import { Perm } from "./child.ts";
 import type { Coroutine } from "./coroutine.ts";
 import { BlockError } from "./errors.ts";
 import { findProtocol, type OpenEnvironment, openNode } from "./open.ts";
@@ -32,7 +33,10 @@ export async function openCreated(
 ): Promise<BlockBackend> {
   const flags = { ...DEFAULT_FLAGS, readOnly: false, unmap: true };
   const node = await openNode(co, { filename, options: new Map(), flags, environment, protocol: true });
-  return BlockBackend.forNode(co, node, { allowBeyondEof: true });
+  return BlockBackend.forNode(co, node, {
+    allowBeyondEof: true,
+    perm: { used: Perm.Write | Perm.Resize, shared: Perm.All },
+  });
 }
 
 /**
@@ -52,7 +56,7 @@ export async function emptyCreated(
       await file.close();
     }
     const driver = await findProtocol(filename).load();
-    if (driver.kind === "protocol") await driver.remove?.(filename);
+    if (driver.kind === "protocol") await driver.remove?.(filename, environment);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
   }

@@ -3,10 +3,12 @@
 import type { BlockBackend } from "../block/backend.ts";
 import { findDriver } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
+import type { OpenEnvironment } from "../block/open.ts";
 import type { Options } from "../block/options.ts";
-import { TargetFiles } from "../jobs/convert-target.ts";
+import { refuseTargetOf } from "../jobs/convert-target.ts";
 import { createImage, createOptionTable } from "../jobs/create.ts";
 import { ddImage } from "../jobs/dd.ts";
+import { Staging } from "../jobs/staging.ts";
 import { type CliContext, CommandError } from "./command.ts";
 import { parseSizeArgument } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
@@ -40,13 +42,23 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     const end = Math.min(wanted.count * wanted.blockBytes, sourceBytes);
     const offset = wanted.skip * wanted.blockBytes;
     const bytes = Math.max(end - offset, 0);
-    new TargetFiles(output).refuseFilesOf([source], (error) => creationError(output, error));
-    const target = await makeTarget(output, wanted.outputFormat, bytes, context);
-    await thenClose(target, context, async () => {
-      // An empty image is left behind, and it counts as done.
-      if (offset > end) context.error(`${input}: cannot skip to specified offset`);
-      else await ddImage({ source, target, offset, bytes, signal });
-    });
+    refuseTargetOf([source], output, (error) => creationError(output, error));
+    const staging = new Staging();
+    const environment = { ...context.environment, staging };
+    try {
+      const target = await makeTarget(output, wanted.outputFormat, bytes, environment);
+      await thenClose(target, context, async () => {
+        // An empty image is left behind, and it counts as done.
+        if (offset > end) context.error(`${input}: cannot skip to specified offset`);
+        else await ddImage({ source, target, offset, bytes, signal });
+        // What can't be written when the image is closed would not be an error any more.
+        await target.flush(signal);
+      });
+    } catch (error) {
+      staging.discard();
+      throw error;
+    }
+    staging.commit();
   });
   return 0;
 }
@@ -92,7 +104,7 @@ async function makeTarget(
   filename: string,
   format: string,
   size: number,
-  { environment }: CliContext,
+  environment: OpenEnvironment,
 ): Promise<BlockBackend> {
   if (!findDriver(format)) throw new CommandError(["Unknown file format"]);
   // Refuses formats and protocols that can't be created.

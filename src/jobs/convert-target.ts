@@ -1,6 +1,5 @@
 /** The image that a conversion makes: found out to be possible, created, opened, and taken away again if the conversion fails. */
 
-import fs from "node:fs";
 import { BlockBackend } from "../block/backend.ts";
 import { loadDriver } from "../block/driver.ts";
 import { BlockError } from "../block/errors.ts";
@@ -9,6 +8,7 @@ import { findProtocol, type OpenEnvironment } from "../block/open.ts";
 import { DEFAULT_FLAGS } from "../block/open-flags.ts";
 import { type OptionScalar, type Options, type OptionTable, takeOptions } from "../block/options.ts";
 import { checkOptions, createImage, createOptionTable, setBackingOptions } from "./create.ts";
+import { type FileIdentity, identifyFile } from "./staging.ts";
 
 /** An image that is to be created. */
 export interface NewImage {
@@ -21,14 +21,6 @@ export interface NewImage {
   readonly backingFile?: string | undefined;
   /** Needed with a backing file; before the option `backing_fmt`. */
   readonly backingFormat?: string | undefined;
-}
-
-/** A file on the host, whatever its name. */
-interface FileIdentity {
-  readonly path: string;
-  readonly dev: bigint;
-  readonly ino: bigint;
-  readonly ctimeNs: bigint;
 }
 
 /** A target that can be created, as far as that is known without touching anything. */
@@ -81,45 +73,19 @@ async function checkCompression(format: string, table: OptionTable, options: Opt
     throw new BlockError("ENOTSUP", "Compression and preallocation not supported at the same time");
 }
 
-/** What is needed to take a failed target away again. */
-export class TargetFiles {
-  readonly #path: string | undefined;
-  readonly #before: FileIdentity | undefined;
-  readonly #created: FileIdentity[] = [];
-
-  /** Looks at what is there before anything is created. */
-  constructor(filename: string) {
-    const protocol = findProtocol(filename);
-    if (protocol.formatName !== "file") return;
-    const name = protocol.parseFilename?.(filename).get("filename");
-    this.#path = String(name ?? filename);
-    this.#before = identify(this.#path);
-  }
-
-  /** Throws if the target is a file that the conversion reads, in the words of the lock that qemu-img fails to get. */
-  refuseFilesOf(sources: readonly BlockBackend[], wrap: (error: BlockError) => BlockError): void {
-    const before = this.#before;
-    if (!before) return;
-    for (const { node } of sources) {
-      for (const file of hostFiles(node, true)) {
-        if (file.dev === before.dev && file.ino === before.ino) throw wrap(lockedError(before.path));
-      }
-    }
-  }
-
-  /** Notes what the open target consists of, its backing files aside. */
-  noteCreated(target: BlockBackend): void {
-    this.#created.push(...hostFiles(target.node, false));
-  }
-
-  /** Removes the files of the target, so that a failed conversion leaves nothing that passes for whole. Devices stay. */
-  remove(): void {
-    const files = [...this.#created];
-    const now = this.#path === undefined ? undefined : identify(this.#path);
-    // A file that the failed attempt did not touch is none of ours.
-    if (now && now.ctimeNs !== this.#before?.ctimeNs) files.push(now);
-    for (const file of files) removeFile(file);
-  }
+/** Throws if the target is a file that is read, in the words of the lock that qemu-img fails to get. */
+export function refuseTargetOf(
+  sources: readonly BlockBackend[],
+  filename: string,
+  wrap: (error: BlockError) => BlockError,
+): void {
+  const protocol = findProtocol(filename);
+  if (protocol.formatName !== "file") return;
+  const before = identifyFile(String(protocol.parseFilename?.(filename).get("filename") ?? filename));
+  if (!before) return;
+  for (const { node } of sources)
+    for (const file of hostFiles(node, true))
+      if (file.dev === before.dev && file.ino === before.ino) throw wrap(lockedError(before.path));
 }
 
 /** Throws if a target that exists is also read by the conversion. */
@@ -143,33 +109,15 @@ function lockedError(path: string): BlockError {
   });
 }
 
-function identify(path: string): FileIdentity | undefined {
-  const stat = fs.statSync(path, { bigint: true, throwIfNoEntry: false });
-  if (!stat?.isFile()) return undefined;
-  return { path, dev: stat.dev, ino: stat.ino, ctimeNs: stat.ctimeNs };
-}
-
 /** The regular files that a node stands on. */
 export function hostFiles(node: BlockNode, withBacking: boolean): FileIdentity[] {
   if (node.driver.kind === "protocol" && node.driver.formatName === "file") {
-    const file = identify(node.exactFilename);
+    const file = identifyFile(node.exactFilename);
     return file ? [file] : [];
   }
   return [...node.children.values()]
     .filter((edge) => withBacking || !edge.role.cow)
     .flatMap((edge) => hostFiles(edge.node, withBacking));
-}
-
-/** Another name of the same file must not show half an image either, so it is emptied first. */
-function removeFile({ path, dev, ino }: FileIdentity): void {
-  try {
-    const now = identify(path);
-    if (!now || now.dev !== dev || now.ino !== ino) return;
-    fs.truncateSync(path, 0);
-    fs.unlinkSync(fs.realpathSync(path));
-  } catch {
-    // The conversion's own error says more than this one.
-  }
 }
 
 /** Creates the image of a plan. Its backing file is opened with the image itself, not before. */

@@ -18,8 +18,9 @@ import {
   openTarget,
   planTarget,
   refuseSharedFiles,
-  TargetFiles,
+  refuseTargetOf,
 } from "./convert-target.ts";
+import { Staging } from "./staging.ts";
 
 export type { CopyOptions } from "./convert-copy.ts";
 export type { NewImage } from "./convert-target.ts";
@@ -33,8 +34,8 @@ export interface ConvertOptions extends CopyOptions, BitmapOptions {
 
 /**
  * Copies the content of `sources` into `target`: an open backend (which stays open and keeps its length), or a new
- * image, which is created, filled and closed. If that fails or is aborted, the new image's files are removed, and
- * so is a file that was there before under its name. Block devices and open backends keep what was written so far.
+ * image, which is created, filled and closed, and gets its name then (`staging.ts`). If that fails or is aborted, no
+ * file of it is left. Block devices and open backends keep what was written so far.
  *
  * Errors: BlockError with qemu-img's words, or the signal's reason.
  */
@@ -60,15 +61,15 @@ export async function convert(
   checkSourceBitmaps(sources, options);
   const mode = parseCacheMode(cache);
   if (!mode) throw new BlockError("EINVAL", `Invalid cache option: ${cache}`);
-  const files = new TargetFiles(plan.filename);
-  files.refuseFilesOf(sources, (error) =>
-    BlockError.wrap(`${plan.filename}: error while converting ${plan.format}`, error),
-  );
+  const wrap = (error: unknown) =>
+    BlockError.wrap(`${plan.filename}: error while converting ${plan.format}`, error);
+  refuseTargetOf(sources, plan.filename, wrap);
+  const staging = new Staging();
+  const staged = { ...environment, staging };
   let backend: BlockBackend | undefined;
   try {
-    await createTarget(plan, environment);
-    backend = await openTarget(plan, mode, options.sparseBytes !== 0, environment);
-    files.noteCreated(backend);
+    await createTarget(plan, staged);
+    backend = await openTarget(plan, mode, options.sparseBytes !== 0, staged);
     const targetIsZero = hasZeroInit(backend.node);
     await copyAndFlush(sources, backend, { ...options, targetIsZero, keepBacking: plan.hasBacking });
     // An image that can't be closed is not whole.
@@ -76,8 +77,13 @@ export async function convert(
   } catch (error) {
     // What closing says now is of no use: the image goes away.
     await backend?.close().catch(() => {});
-    files.remove();
+    staging.discard();
     throw error;
+  }
+  try {
+    staging.commit();
+  } catch (error) {
+    throw wrap(error);
   }
 }
 

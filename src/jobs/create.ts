@@ -17,6 +17,7 @@ import {
   warnOfHexSuffix,
 } from "../block/options.ts";
 import { MAX_LENGTH } from "../block/units.ts";
+import { Staging } from "./staging.ts";
 
 export interface CreateImageRequest {
   readonly filename: string;
@@ -90,7 +91,9 @@ export async function createImage(request: CreateImageRequest): Promise<void> {
   try {
     // Refused before the file that is there is emptied.
     if (sizeOf(options) > MAX_LENGTH) throw new BlockError("EFBIG");
-    await mainContext.run((main) => create(main, driver, filename, options, environment));
+    await withStaging(environment, (staged) =>
+      mainContext.run((main) => create(main, driver, filename, options, staged)),
+    );
   } catch (error) {
     if (!(error instanceof BlockError) || error.errno !== "EFBIG") throw error;
     const hint = hasClusters ? " (try using a larger cluster size)" : "";
@@ -98,6 +101,22 @@ export async function createImage(request: CreateImageRequest): Promise<void> {
       cause: error,
     });
   }
+}
+
+/** `make` makes files that get their names at the end; who goes on with them has a staging of their own, and names them. */
+async function withStaging(
+  environment: OpenEnvironment,
+  make: (staged: OpenEnvironment) => Promise<void>,
+): Promise<void> {
+  if (environment.staging) return make(environment);
+  const staging = new Staging();
+  try {
+    await make({ ...environment, staging });
+  } catch (error) {
+    staging.discard();
+    throw error;
+  }
+  staging.commit();
 }
 
 function sizeOf(options: Options): number {
@@ -171,8 +190,8 @@ async function checkBacking(
     backing = await BlockBackend.open({
       filename: fullName,
       options: new Map(format === undefined ? [] : [["driver", format]]),
-      // Nothing is read of its content: an encrypted one needs no key.
-      flags: { ...DEFAULT_FLAGS, noIo: true },
+      // Nothing is read of its content: an encrypted one needs no key, and others may write to it.
+      flags: { ...DEFAULT_FLAGS, noIo: true, forceShare: true },
       environment,
     });
   } catch (error) {

@@ -104,7 +104,6 @@ create -f raw -o preallocation=off x 1M
 create -f raw -o preallocation=full x 1M
 create -f raw -o preallocation=falloc x 1M
 create -f raw -o preallocation=foo x 1M
-create -f raw -o preallocation=metadata x 1M
 create -f raw -b base.raw x 1M
 create -f raw -F raw x 1M
 create --object foo -f raw x 1M
@@ -239,11 +238,25 @@ describe("create", { skip: missingTool }, () => {
   for (const line of [...LINES.split("\n"), ...QCOW2_LINES.split("\n")].filter((text) => text !== ""))
     it(line, () => fixture.same(words(line)));
 
-  it("leaves nothing behind of an image that is too large (qemu-img leaves an empty file)", async () => {
+  // qemu-img leaves an empty file.
+  for (const line of ["create x.raw 8191P", "create -f raw -o preallocation=metadata x.raw 1M"])
+    it(`${line}: nothing is left behind`, async () => {
+      const directory = fixture.copy();
+      const before = fs.readdirSync(directory);
+      const ours = await runOurs(words(line), directory);
+      assert.deepEqual(fs.readdirSync(directory), before);
+      assert.deepEqual(ours, runTheirs(words(line), directory));
+    });
+
+  it("leaves what was there before where it fails", async () => {
     const directory = fixture.copy();
-    const args = words("create x.raw 8191P");
-    const ours = await runOurs(args, directory);
-    assert.equal(fs.existsSync(path.join(directory, "x.raw")), false);
-    assert.deepEqual(ours, runTheirs(args, directory));
+    const base = path.join(directory, "base.qcow2");
+    const before = fs.readFileSync(base);
+    const { exitCode } = await runOurs(
+      words("create -f raw -o preallocation=metadata base.qcow2 1M"),
+      directory,
+    );
+    assert.equal(exitCode, 1);
+    assert.ok(fs.readFileSync(base).equals(before));
   });
 });
