@@ -6,8 +6,10 @@ import { BlockError, toBlockError } from "../src/block/errors.ts";
 import { protocolPrefix } from "../src/block/filename.ts";
 import type { BlockNode } from "../src/block/node.ts";
 import type { OpeningNode } from "../src/block/open.ts";
+import type { OptionValues } from "../src/block/options.ts";
 import { SECTOR_SIZE } from "../src/block/units.ts";
 import { posix } from "../src/platform/posix.ts";
+import { checkConfined, confine } from "./confine.ts";
 import {
   copyRange,
   directAlignment,
@@ -21,6 +23,7 @@ import {
   syncData,
   zeroRange,
 } from "./file-io.ts";
+import { canLock, FileLocks, lockForCreate } from "./file-locks.ts";
 
 const options = {
   filename: { type: "string", strong: true },
@@ -64,23 +67,32 @@ export const file: ProtocolDriver<typeof options, typeof createOptions> = {
   createOptions,
   open: async (_, node) => openFile(node, "file"),
 
-  async remove(filename) {
+  async remove(filename, environment) {
     try {
-      fs.unlinkSync(stripPrefix(filename));
+      const named = stripPrefix(filename);
+      fs.unlinkSync(environment.staging?.locate(named) ?? named);
     } catch (error) {
       throw toBlockError(error);
     }
   },
 
-  async create(_co, { filename: given, options: { size = 0, preallocation = "off" }, environment }) {
-    const filename = stripPrefix(given);
+  async create(_co, request) {
+    const { filename: given, environment, sharesWrites = false } = request;
+    const { size = 0, preallocation = "off" } = request.options;
+    const filename = environment.guard ? confine(stripPrefix(given)) : stripPrefix(given);
+    const lock = (fd: number) => lockForCreate(fd, given.replace(/^file:/, ""), sharesWrites);
     let fd: number;
     try {
-      fd = fs.openSync(filename, fs.constants.O_RDWR | fs.constants.O_CREAT, 0o644);
+      fd =
+        environment.staging?.create(filename, lock) ??
+        fs.openSync(filename, fs.constants.O_RDWR | fs.constants.O_CREAT, 0o644);
     } catch (error) {
+      // What the lock says is said already.
+      if (error instanceof BlockError) throw error;
       throw BlockError.wrap(`Could not create '${filename}'`, toBlockError(error));
     }
     try {
+      if (!environment.staging) lock(fd);
       // Emptied first: what was in the file before must not shine through.
       fs.ftruncateSync(fd, 0);
       await resize(fd, 0, size, preallocation, environment.signal);
@@ -153,9 +165,10 @@ async function openFile(
   { node, options, applyAutoReadOnly, environment }: OpeningNode<typeof file.options>,
   driver: string,
 ) {
-  const { filename } = options;
-  if (!filename) throw new BlockError("EINVAL", "The 'file' block driver requires a file name");
-  node.exactFilename = filename;
+  if (!options.filename) throw new BlockError("EINVAL", "The 'file' block driver requires a file name");
+  node.exactFilename = options.filename;
+  const named = environment.guard ? confine(options.filename) : options.filename;
+  const filename = environment.staging?.locate(named) ?? named;
   const { direct, nativeAio } = node.flags;
   let fd: number;
   try {
@@ -167,6 +180,7 @@ async function openFile(
     fd = openDescriptor(filename, true, direct);
   }
   try {
+    if (environment.guard) checkConfined(fd, filename);
     // The thread pool does it all; but who asks for native AIO learns of a mistake in the cache mode.
     if ((options.aio === "native" || nativeAio) && !direct)
       throw new BlockError(
@@ -197,14 +211,27 @@ async function openFile(
         return posix();
       },
     };
-    return fileOps(host, node);
+    return fileOps(host, node, openLocks(fd, options, environment));
   } catch (error) {
     fs.closeSync(fd);
     throw toBlockError(error);
   }
 }
 
-function fileOps(host: HostFile, node: BlockNode): NodeOps {
+/** Undefined: the file is not to be locked, or can't be. */
+function openLocks(
+  fd: number,
+  { filename = "", locking = "auto" }: OptionValues<typeof options>,
+  { warn }: OpeningNode["environment"],
+): FileLocks | undefined {
+  if (locking === "off") return undefined;
+  // Nobody is told that what happens by itself elsewhere does not happen here.
+  if (locking === "on" && !canLock(fd))
+    warn("File lock requested but OFD locking syscall is unavailable: the file is not locked");
+  return new FileLocks(fd, filename);
+}
+
+function fileOps(host: HostFile, node: BlockNode, locks: FileLocks | undefined): NodeOps {
   const { isDevice } = host;
   return {
     supportedWriteFlags: Req.WriteUnchanged,
@@ -235,6 +262,7 @@ function fileOps(host: HostFile, node: BlockNode): NodeOps {
     getAllocatedFileSize: async () => fs.fstatSync(host.fd).blocks * 512,
     hasZeroInit: () => !isDevice,
     getInfo: async () => ({}),
+    preparePermissions: (pair) => locks?.prepare(pair),
     limits: () => (host.isDirect ? { requestAlignment: directAlignment(host), memoryAlignment: 4096 } : {}),
     async reopen(_, { readOnly, direct }) {
       const { fd, isDirect } = host;
@@ -242,7 +270,10 @@ function fileOps(host: HostFile, node: BlockNode): NodeOps {
       host.fd = fresh;
       host.isDirect = direct;
       return {
-        commit: () => fs.closeSync(fd),
+        commit: () => {
+          locks?.moveTo(fresh);
+          fs.closeSync(fd);
+        },
         abort: () => {
           host.fd = fd;
           host.isDirect = isDirect;

@@ -36,7 +36,7 @@ export const preallocate: FilterDriver<typeof options> = {
       primary: true,
       // Nobody else may move the end while it is not where it seems to be; at the end, the rest is cut off.
       perm: ({ used, shared }) =>
-        used & Perm.Write || isAhead()
+        (used & toCutOff) === toCutOff || isAhead()
           ? { used: used | toCutOff, shared: shared & ~toCutOff }
           : { used, shared },
     });

@@ -121,7 +121,8 @@ async function openCopy(
   const extra = rewrites ? Perm.WriteUnchanged : 0;
   const child = await openChild(co, key, {
     data: true,
-    perm: ({ used, shared }) => ({ used: used | extra, shared }),
+    // Who writes to one copy alone makes the copies differ.
+    perm: ({ used, shared }) => ({ used: used | extra, shared: shared & ~(Perm.Write | Perm.Resize) }),
   });
   return child as BlockChild;
 }

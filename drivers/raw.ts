@@ -1,6 +1,6 @@
 /** The raw format: guest bytes are the file's bytes, or those of a window of it.  @qemu block/raw-format.c */
 
-import type { BlockChild } from "../src/block/child.ts";
+import { type BlockChild, Perm, type PermPair } from "../src/block/child.ts";
 import { createFile } from "../src/block/create.ts";
 import type { FormatDriver } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
@@ -38,7 +38,9 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
     const isPart = offset > 0 || size !== undefined;
     const file = await openFileChild(co, {
       primary: true,
-      ...(isPart ? { data: true } : { filtered: true }),
+      filtered: true,
+      // Where the part ends must not depend on others.
+      ...(isPart && { perm: ({ used, shared }: PermPair) => ({ used, shared: shared & ~Perm.Resize }) }),
     });
     if (node.probed && !node.readOnly) {
       const tell = environment.message ?? environment.warn;
@@ -127,6 +129,7 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
       filename,
       new Map([...protocolOptions, ["size", alignUp(size, SECTOR_SIZE)]]),
       environment,
+      true,
     );
   },
 };

@@ -14,6 +14,7 @@ import { ImageSnapshots } from "./image-snapshots.ts";
 import { type IoVector, iovLength } from "./iov.ts";
 import type { BlockNode } from "./node.ts";
 import { type OpenRequest, openNode } from "./open.ts";
+import type { OpenFlags } from "./open-flags.ts";
 import { type ReopenChanges, reopenSubtree } from "./reopen.ts";
 
 /** How one request is to be made, beside its range. */
@@ -36,9 +37,7 @@ export interface BackendOptions {
   readonly writethrough?: boolean;
   /** Requests past the end are passed on, for a format driver that makes an image.  @qemu blk_set_allow_write_beyond_eof */
   readonly allowBeyondEof?: boolean;
-  /** False: the right to change the length is only taken by `truncate`.  @qemu BDRV_O_RESIZE */
-  readonly resize?: boolean;
-  /** What is used and shared; by default reading, and writing and resizing where the node may be written, all shared. */
+  /** What is used and shared; by default reading, and writing where the node may be written, all shared. `truncate` takes more. */
   readonly perm?: PermPair;
 }
 
@@ -49,8 +48,6 @@ export class BlockBackend implements ChildParent {
   readonly bitmaps = new ImageBitmaps(this);
   readonly snapshots = new ImageSnapshots(this);
   readonly #allowBeyondEof: boolean;
-  /** What is used of a node that may be written, beside reading. */
-  #writePerm: number;
   #root: BlockChild | undefined;
   #quiesced = 0;
   #inFlight = 0;
@@ -59,7 +56,6 @@ export class BlockBackend implements ChildParent {
     this.context = context;
     this.writethrough = options.writethrough ?? false;
     this.#allowBeyondEof = options.allowBeyondEof ?? false;
-    this.#writePerm = Perm.Write | Perm.WriteUnchanged | ((options.resize ?? true) ? Perm.Resize : 0);
   }
 
   /** Opens a node and puts a backend on it.  @qemu blk_new_open */
@@ -68,7 +64,10 @@ export class BlockBackend implements ChildParent {
     options: BackendOptions = {},
     context: AioContext = mainContext,
   ): Promise<BlockBackend> {
-    return context.run(async (main) => BlockBackend.forNode(main, await openNode(main, request), options));
+    return context.run(async (main) => {
+      const node = await openNode(main, request);
+      return BlockBackend.forNode(main, node, { perm: permFor(node, request.flags), ...options });
+    });
   }
 
   /** Puts a backend on a node; takes over the caller's reference to it.  @qemu blk_new_with_bs */
@@ -78,9 +77,7 @@ export class BlockBackend implements ChildParent {
     options: BackendOptions = {},
   ): Promise<BlockBackend> {
     const backend = new BlockBackend(caller.context, options);
-    const write = node.readOnly ? 0 : backend.#writePerm;
-    const perm = options.perm ?? { used: Perm.ConsistentRead | write, shared: Perm.All };
-    backend.#root = await attachRoot(caller, backend, node, perm);
+    backend.#root = await attachRoot(caller, backend, node, options.perm ?? permFor(node));
     return backend;
   }
 
@@ -225,12 +222,9 @@ export class BlockBackend implements ChildParent {
   }
 
   async #takeResize(): Promise<void> {
-    if (this.#writePerm & Perm.Resize || this.node.readOnly) return;
-    await this.context.run((main) => {
-      const { used, shared } = this.root.perm;
-      return setEdgePerm(main, this.root, { used: used | Perm.Resize, shared });
-    });
-    this.#writePerm |= Perm.Resize;
+    const { used, shared } = this.root.perm;
+    if (used & Perm.Resize || this.node.readOnly) return;
+    await this.context.run((main) => setEdgePerm(main, this.root, { used: used | Perm.Resize, shared }));
   }
 
   /** What holds from `offset` on, through the backing chain; zeroes of lower layers are looked for. */
@@ -240,11 +234,10 @@ export class BlockBackend implements ChildParent {
 
   /** Changes how the image is open, its requests waiting meanwhile. An error leaves all as it was.  @qemu bdrv_reopen */
   async reopen(changes: ReopenChanges): Promise<void> {
-    const write = this.#writePerm;
     await this.context.run((main) => {
       const { used, shared } = this.root.perm;
       return reopenSubtree(main, this.root, changes, (readOnly) => ({
-        used: readOnly ? used & ~write : used | write,
+        used: readOnly ? used & ~(Perm.Write | Perm.Resize) : used | Perm.Write,
         shared,
       }));
     });
@@ -264,6 +257,13 @@ export class BlockBackend implements ChildParent {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** @qemu blk_new_open */
+function permFor(node: BlockNode, { noShare, resize }: Partial<OpenFlags> = {}): PermPair {
+  const read = node.flags.noIo ? 0 : Perm.ConsistentRead;
+  const write = node.readOnly ? 0 : Perm.Write | (resize ? Perm.Resize : 0);
+  return { used: read | write, shared: noShare ? Perm.ConsistentRead | Perm.WriteUnchanged : Perm.All };
 }
 
 /** A loop of cached requests would keep timers and signals from ever running: now and then one of them lets them in. */

@@ -14,6 +14,7 @@ export async function createFile(
   filename: string,
   options: Options,
   environment: OpenEnvironment,
+  sharesWrites = false,
 ): Promise<void> {
   const driver = await findProtocol(filename).load();
   if (!driver.create || !driver.createOptions)
@@ -22,7 +23,7 @@ export async function createFile(
   const values = takeOptions(driver.createOptions, left);
   const [unknown] = left.keys();
   if (unknown !== undefined) throw new BlockError("EINVAL", `Invalid parameter '${unknown}'`);
-  await driver.create(co, { filename, options: values, protocolOptions: left, environment });
+  await driver.create(co, { filename, options: values, protocolOptions: left, environment, sharesWrites });
 }
 
 /** Opens a file that has just been created, to be filled by a format driver. The caller closes it. */

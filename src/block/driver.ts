@@ -7,6 +7,7 @@
  */
 
 import type { BlockStatus } from "./block-status.ts";
+import type { PermPair } from "./child.ts";
 import type { HostRange } from "./copy-range.ts";
 import type { Coroutine } from "./coroutine.ts";
 import { assert } from "./errors.ts";
@@ -156,6 +157,12 @@ export interface ReopenAction {
   readonly abort: (co: Coroutine<"none">) => void | Promise<void>;
 }
 
+/** What a change of permissions asks of the world outside, prepared; then one of both is called. */
+export interface PermissionChange {
+  readonly commit: () => void;
+  readonly abort: () => void;
+}
+
 /**
  * The operations of an open node. A filter's absent operation is forwarded to its child; a format's or
  * protocol's is emulated where that is right and otherwise answers ENOTSUP: the table is in `io.ts`.
@@ -256,6 +263,11 @@ export interface NodeOps {
   /** Takes a bitmap out of the image; one that is not stored yet is no error.  @qemu bdrv_remove_persistent_dirty_bitmap */
   readonly removeStoredBitmap?: (co: Coroutine<"read">, name: string) => Promise<void>;
 
+  /**
+   * What all parents together use and share becomes this: throws where somebody outside the process is in the way;
+   * undefined where nothing changes.  @qemu bdrv_check_perm, bdrv_set_perm, bdrv_abort_perm_update
+   */
+  readonly preparePermissions?: (pair: PermPair) => PermissionChange | undefined;
   /** Between prepare (this call) and commit or abort the node is drained. */
   readonly reopen?: (co: Coroutine<"none">, request: ReopenRequest) => Promise<ReopenAction>;
   /** blkdebug's breakpoints and events; other drivers forward to `file`.  @qemu bdrv_debug_event */
@@ -283,6 +295,8 @@ export interface CreateRequest<T extends OptionTable> {
   readonly options: OptionValues<T>;
   /** What `options` left over: for the protocol below. */
   readonly protocolOptions: Options;
+  /** Of a file: others may go on writing to what is there, for the new image has no metadata. */
+  readonly sharesWrites?: boolean;
   readonly environment: OpenEnvironment;
 }
 
@@ -326,7 +340,7 @@ export interface ProtocolDriver<T extends OptionTable = OptionTable, C extends O
   /** Whether a filename without a prefix is for this driver.  @qemu bdrv_probe_device */
   readonly claims?: (filename: string) => boolean;
   /** Removes a file that `create` has made.  @qemu bdrv_co_delete_file */
-  readonly remove?: (filename: string) => Promise<void>;
+  readonly remove?: (filename: string, environment: OpenEnvironment) => Promise<void>;
 }
 
 /** Interprets the content of its child `file`. */

@@ -174,17 +174,38 @@ function defaultPerm(node: BlockNode, role: ChildRole, parents: PermPair): PermP
   } else if (role.data) {
     if (used & Perm.WriteUnchanged) used |= Perm.Write;
     if (used & Perm.Write) used |= Perm.Resize;
-    if (!(shared & Perm.Write)) shared &= ~Perm.Resize;
+    // Where the data ends may stand elsewhere: in metadata, or in the names of other parts.
+    shared &= ~Perm.Resize;
     shared |= Perm.WriteUnchanged;
   }
   if (node.flags.forceShare) shared = Perm.All;
   return { used, shared };
 }
 
-/** Sets the permissions of everything below `node` anew, from its parents down.  @qemu bdrv_refresh_perms */
-function refreshPerms(transaction: Transaction, node: BlockNode): void {
+/** Sets the permissions of all that is below `roots` anew, from the parents down.  @qemu bdrv_list_refresh_perms */
+function refreshPerms(transaction: Transaction, ...roots: readonly BlockNode[]): void {
+  for (const node of parentsFirst(roots)) refreshNodePerms(transaction, node);
+}
+
+/** Each node once, after all of its parents that are there too: what it is asked for is complete then. */
+function parentsFirst(roots: readonly BlockNode[]): BlockNode[] {
+  const order: BlockNode[] = [];
+  const seen = new Set<BlockNode>();
+  const visit = (node: BlockNode): void => {
+    if (seen.has(node)) return;
+    seen.add(node);
+    for (const edge of node.children.values()) visit(edge.node);
+    order.push(node);
+  };
+  for (const root of roots) visit(root);
+  return order.reverse();
+}
+
+/** @qemu bdrv_node_refresh_perm */
+function refreshNodePerms(transaction: Transaction, node: BlockNode): void {
   checkConflicts(node);
-  const { used, shared } = cumulativePerm(node);
+  const pair = cumulativePerm(node);
+  const { used } = pair;
   if (used & (Perm.Write | Perm.WriteUnchanged) && node.readOnly) {
     throw new BlockError("EPERM", "Block node is read-only", { node: node.nodeName });
   }
@@ -196,10 +217,9 @@ function refreshPerms(transaction: Transaction, node: BlockNode): void {
       "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment",
       { node: node.nodeName },
     );
-  for (const edge of node.children.values()) {
-    setPerm(transaction, edge, childPerm(node, edge.role, { used, shared }));
-    refreshPerms(transaction, edge.node);
-  }
+  const change = node.isInserted ? node.ops.preparePermissions?.(pair) : undefined;
+  if (change) transaction.add(change);
+  for (const edge of node.children.values()) setPerm(transaction, edge, childPerm(node, edge.role, pair));
 }
 
 function setPerm(transaction: Transaction, edge: BlockChild, perm: PermPair): void {
@@ -338,8 +358,7 @@ export async function replaceNode(
       link(transaction, edge, to);
       moved++;
     }
-    refreshPerms(transaction, from);
-    refreshPerms(transaction, to);
+    refreshPerms(transaction, from, to);
   });
   to.refCount += moved;
   for (; moved > 0; moved--) await unrefNode(caller, from);

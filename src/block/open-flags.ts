@@ -24,6 +24,10 @@ export interface OpenFlags {
   /** Discards are passed down (`discard=unmap`).  @qemu BDRV_O_UNMAP */
   readonly unmap: boolean;
   readonly detectZeroes: "off" | "on" | "unmap";
+  /** Nobody else may write to the image or resize it while it is open.  @qemu BDRV_O_NO_SHARE */
+  readonly noShare: boolean;
+  /** The right to change the length is taken at once, not only when it is changed.  @qemu BDRV_O_RESIZE */
+  readonly resize: boolean;
   /** The image is opened to be checked: a driver tolerates what it would refuse.  @qemu BDRV_O_CHECK */
   readonly check: boolean;
 }
@@ -39,6 +43,8 @@ export const DEFAULT_FLAGS: OpenFlags = {
   nativeAio: false,
   unmap: false,
   detectZeroes: "off",
+  noShare: false,
+  resize: false,
   check: false,
 };
 

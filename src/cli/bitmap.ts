@@ -40,7 +40,13 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     try {
       if (wanted.sourceFile !== undefined) {
         const { sourceFile: filename, sourceFormat: format } = wanted;
-        source = await openImage({ filename, format, imageOpts: false, environment });
+        source = await openImage({
+          filename,
+          format,
+          imageOpts: false,
+          flags: { noBacking: true },
+          environment,
+        });
       }
       for (const action of wanted.actions) await runAction(image, action, source, wanted, context);
     } finally {

@@ -54,7 +54,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
         filename,
         imageOpts: wanted.flags.has("image-opts"),
         format: wanted.format,
-        flags: { ...sourceMode.flags, forceShare: wanted.flags.has("force-share") },
+        flags: { ...sourceMode.flags, forceShare: wanted.flags.has("force-share"), noShare: true },
         environment: context.environment,
       });
       sources.push(source);

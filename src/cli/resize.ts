@@ -29,7 +29,7 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
   const { signal, warn } = context;
   const newSize = sizeChange(wanted.size, warn);
-  await withImage({ ...wanted, flags: { readOnly: false } }, context, async (image) => {
+  await withImage({ ...wanted, flags: { readOnly: false, resize: true } }, context, async (image) => {
     try {
       await resizeImage(image, { ...wanted, newSize, signal });
     } catch (error) {

@@ -40,7 +40,7 @@ export function linuxPosix(): Posix | undefined {
   // The layouts below are those of 64-bit little-endian Linux.
   if (process.arch !== "x64" && process.arch !== "arm64") return undefined;
   try {
-    const koffi = createRequire(import.meta.url)("koffi") as Koffi;
+    const koffi = loadKoffi(createRequire(import.meta.url));
     const lib = koffi.load(null);
     return {
       native: true,
@@ -53,6 +53,19 @@ export function linuxPosix(): Posix | undefined {
     };
   } catch {
     return undefined; // Not installed, built for another node or libc, or forbidden (--no-addons).
+  }
+}
+
+/**
+ * koffi's own loader looks for a build that fits in 5 ms, and loads it in 0.8; so the likely one is tried first. It is
+ * not where it is looked for with some package managers, and does not load with musl.
+ */
+function loadKoffi(require: NodeJS.Require): Koffi {
+  const { arch } = process;
+  try {
+    return require(`@koromix/koffi-linux-${arch}/linux_${arch}/koffi.node`) as Koffi;
+  } catch {
+    return require("koffi") as Koffi;
   }
 }
 

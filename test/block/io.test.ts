@@ -272,7 +272,7 @@ describe("past the end", () => {
   it("a padded tail makes no format node longer", async (test) => {
     const filename = sparseFile(tempDir(test), "odd", 5120);
     const file = { driver: "blkdebug", align: 4096, image: { driver: "file", filename } };
-    await using backend = await openBackend({ driver: "raw", file });
+    await using backend = await openBackend({ driver: "raw", file }, { flags: { resize: true } });
     await backend.write(5000, filled(120));
     assert.equal(await backend.getLength(), 5120);
     assert.deepEqual((await backend.read(4990, 130)).slice(10), filled(120));

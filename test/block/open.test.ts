@@ -183,9 +183,11 @@ describe("backing chains", noOracle, () => {
     sparseFile(dir, "base", 2 ** 20);
     qcow2(dir, "mid", "-b", "base", "-F", "raw");
     const top = qcow2(dir, "sub/top", "-b", "../mid", "-F", "qcow2");
-    await using image = await openBackend(top);
-    assert.deepEqual(chainOf(image), ["top", "mid", "base"]);
-    assert.ok(image.node.backing?.node.readOnly, "what lies below is only read");
+    {
+      await using image = await openBackend(top);
+      assert.deepEqual(chainOf(image), ["top", "mid", "base"]);
+      assert.ok(image.node.backing?.node.readOnly, "what lies below is only read");
+    }
     await using link = await openBackend(
       `json:${JSON.stringify({ driver: "qcow2", file: { filename: top } })}`,
     );
@@ -197,8 +199,10 @@ describe("backing chains", noOracle, () => {
     sparseFile(dir, "base", 2 ** 20);
     const other = sparseFile(dir, "other", 2 ** 20);
     const filename = qcow2(dir, "top", "-b", "base", "-F", "raw");
-    await using none = await openBackend(filename, { flags: { noBacking: true } });
-    assert.equal(none.node.backing, undefined);
+    {
+      await using none = await openBackend(filename, { flags: { noBacking: true } });
+      assert.equal(none.node.backing, undefined);
+    }
     for (const backing of [null, ""]) {
       await using without = await openBackend({ driver: "qcow2", file: { filename }, backing });
       assert.equal(without.node.backing, undefined);

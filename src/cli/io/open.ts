@@ -120,7 +120,7 @@ export async function openImage(
       environment: context.environment,
     };
     session.image = {
-      backend: await (flags.snapshot ? openSnapshot(request) : BlockBackend.open(request, { resize: false })),
+      backend: await (flags.snapshot ? openSnapshot(request) : BlockBackend.open(request)),
       request: flags.snapshot ? undefined : request,
       writethrough: flags.writethrough,
       holdsWrite: !flags.readOnly,
