@@ -466,7 +466,7 @@ describe("loading", () => {
       const { default: Module } = await import("node:module");
       const load = Module._load;
       Module._load = function (name, ...rest) {
-        if (/^(@koromix\/)?koffi/.test(name)) throw new Error("not installed");
+        if (name.includes("koffi")) throw new Error("not installed");
         return load.call(this, name, ...rest);
       };
       return posix().native;`;
