@@ -111,7 +111,7 @@ async function change(
 }
 
 /** Takes note of what has changed up to now. */
-function noteChanges(bitmap: BitmapModel, model: Uint8Array): void {
+export function noteChanges(bitmap: BitmapModel, model: Uint8Array): void {
   const { changed, since, enabled } = bitmap;
   if (enabled) for (let at = 0; at < model.length; at++) if (model[at] !== since[at]) changed[at] = 1;
   bitmap.since = model.slice();

@@ -7,6 +7,7 @@ import assert from "node:assert/strict";
 import type { BlockBackend } from "../src/block/backend.ts";
 import { BlockError } from "../src/block/errors.ts";
 import { createSnapshot, deleteSnapshot, gotoSnapshot, loadSnapshot } from "../src/block/snapshot.ts";
+import { commitImage } from "../src/jobs/commit.ts";
 import { type BitmapOp, bitmapKinds, resizeBitmaps } from "./random-bitmaps.ts";
 import type { OpsProfile, OpsTarget } from "./random-ops.ts";
 import { type RepairOp, repairKinds } from "./random-repair.ts";
@@ -19,6 +20,8 @@ export type LoneOp =
   | { readonly kind: "delete"; readonly name: string }
   /** Reads what every snapshot holds. */
   | { readonly kind: "snapshots" }
+  /** What the image has goes to its backing file. */
+  | { readonly kind: "commit" }
   | BitmapOp
   | RepairOp;
 
@@ -140,6 +143,16 @@ export const loneKinds: {
     isFor: ({ snapshots }) => Boolean(snapshots),
     make: () => ({ kind: "snapshots" }),
     run: (run) => run.closed(() => verifySnapshots(run.target)),
+  },
+
+  commit: {
+    percent: 4,
+    isFor: ({ commit }) => commit === true,
+    make: () => ({ kind: "commit" }),
+    async run({ image, target }) {
+      await commitImage(image);
+      target.below = target.model.slice();
+    },
   },
 
   ...bitmapKinds,

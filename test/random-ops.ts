@@ -49,6 +49,10 @@ export interface OpsProfile {
   readonly repair?: boolean;
   /** Version 2 of qcow2: the size stays while there are snapshots. */
   readonly v2?: boolean;
+  /** What the image has is committed to its backing file. */
+  readonly commit?: boolean;
+  /** Compressed writes run alone: who compresses takes its time, and the run would never be the same again. */
+  readonly ordered?: boolean;
 }
 
 export interface OpsTarget {
@@ -62,11 +66,13 @@ export interface OpsTarget {
   /** What the guest sees at the start; changed by the run to what it must see at the end. */
   model: Uint8Array;
   /** What lies below, as far as a discard may bring it back; absent: discarded ranges read as before or as zeroes. */
-  readonly below?: Uint8Array | undefined;
+  below?: Uint8Array | undefined;
   /** Internal snapshots by their names: what each holds. Kept by the run. */
   readonly snapshots?: Map<string, Uint8Array>;
   /** Dirty bitmaps by their names: what each must know. Kept by the run. */
   readonly bitmaps?: Map<string, BitmapModel>;
+  /** Is called when a step begins, and what it gives when it has worked and the model knows. */
+  readonly observe?: (op: Op) => () => void;
 }
 
 /** How many operations are under way at most. */
@@ -204,6 +210,7 @@ class Run implements LoneRun {
       await this.drain();
       return this.#alone(op).catch((error: unknown) => fail(op, index, error));
     }
+    const isOrdered = op.kind === "compressed" && this.profile.ordered;
     switch (op.kind) {
       case "flush":
         return this.#launch(op, index, 0, 0);
@@ -216,7 +223,9 @@ class Run implements LoneRun {
       case "overlapping":
         // Cut down, a run may lack the truncate that made room for this.
         if (op.bytes === 0 || op.offset + op.bytes > model.length) return;
-        return this.#launch(op, index, op.offset, op.offset + op.bytes);
+        if (isOrdered) await this.drain();
+        await this.#launch(op, index, op.offset, op.offset + op.bytes);
+        if (isOrdered) await this.drain();
     }
   }
 
@@ -228,8 +237,12 @@ class Run implements LoneRun {
       else break;
     }
     this.#throwFailure();
+    const ended = this.target.observe?.(op);
     const done = this.#perform(op).then(
-      () => void this.#underWay.delete(entry),
+      () => {
+        this.#underWay.delete(entry);
+        ended?.();
+      },
       (error: unknown) => {
         this.#underWay.delete(entry);
         try {
@@ -253,9 +266,11 @@ class Run implements LoneRun {
   }
 
   async #alone(op: Op): Promise<void> {
+    const ended = this.target.observe?.(op);
     if (isLone(op)) await (loneKinds[op.kind] as LoneKind<LoneOp>).run(this, op);
     else if (op.kind === "reopen") await this.closed();
     else await this.verify();
+    ended?.();
   }
 
   async closed(fn: () => Promise<void> = async () => {}): Promise<void> {
