@@ -9,16 +9,8 @@ const BY_NAME = 2;
 
 /** A driver that comes takes its line with it. */
 export const foreignFormats: readonly ForeignFormat[] = [
-  {
-    formatName: "vmdk",
-    probe: bySignature({ text: "KDMV" }, { text: "COWD" }, { text: "# Disk DescriptorFile" }),
-  },
   { formatName: "vhdx", probe: bySignature({ text: "vhdxfile" }) },
   { formatName: "qcow", probe: bySignature({ text: "QFI\xfb\0\0\0\x01" }) },
   { formatName: "qed", probe: bySignature({ text: "QED\0" }) },
-  {
-    formatName: "parallels",
-    probe: bySignature({ text: "WithoutFreeSpace" }, { text: "WithouFreSpacExt" }),
-  },
   { formatName: "dmg", probe: (_, filename) => (filename.endsWith(".dmg") ? BY_NAME : 0) },
 ];

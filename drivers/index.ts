@@ -12,9 +12,8 @@ import type { SECTIONS } from "./blkdebug-rules.ts";
 import { file, hostDevice } from "./file.ts";
 import { compress } from "./filter-compress.ts";
 import { foreignFormats } from "./foreign-formats.ts";
-import { qcow2 } from "./qcow2/index.ts";
 import { raw } from "./raw.ts";
-import { bySignature, isBochs, isCloop } from "./signatures.ts";
+import { bySignature, isBochs, isCloop, isQcow2, isVmdk, probeParallels } from "./signatures.ts";
 
 /** A driver with its code, or what finds it and how it is loaded. */
 type Entry = { readonly formatName: string; readonly open: unknown } | LazyEntry;
@@ -58,12 +57,26 @@ const entries = {
     probe: bySignature({ offset: 64, text: "\x7f\x10\xda\xbe" }),
     load: async () => (await import("./vdi.ts")).vdi,
   },
+  parallels: {
+    kind: "format",
+    probe: probeParallels,
+    load: async () => (await import("./parallels/index.ts")).parallels,
+  },
+  vmdk: {
+    kind: "format",
+    probe: isVmdk,
+    load: async () => (await import("./vmdk/index.ts")).vmdk,
+  },
   vpc: {
     kind: "format",
     probe: bySignature({ text: "conectix" }),
     load: async () => (await import("./vpc/index.ts")).vpc,
   },
-  qcow2,
+  qcow2: {
+    kind: "format",
+    probe: isQcow2,
+    load: async () => (await import("./qcow2/index.ts")).qcow2,
+  },
   raw,
 } as const satisfies Readonly<Record<string, Entry>>;
 
@@ -80,6 +93,8 @@ export type Drivers = {
  */
 export interface DriverChildren {
   readonly qcow2: { readonly file: true; readonly backing: false; readonly "data-file": false };
+  readonly parallels: { readonly file: true; readonly backing: false };
+  readonly vmdk: { readonly file: true; readonly backing: false };
   readonly vpc: { readonly file: true; readonly backing: false };
   readonly blkdebug: { readonly image: true };
   readonly blklogwrites: { readonly file: true; readonly log: true };

@@ -44,3 +44,31 @@ const CLOOP_SCRIPT = "#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -
 export function isCloop(head: Uint8Array): number {
   return bySignature({ text: CLOOP_SCRIPT })(head) > 0 ? 2 : 0;
 }
+
+const QCOW_MAGIC = 0x514649fb;
+
+/** Of version 1 only its magic is the same.  @qemu qcow2_probe */
+export function isQcow2(head: Uint8Array): number {
+  if (head.length < 8) return 0;
+  const view = new DataView(head.buffer, head.byteOffset, head.length);
+  return view.getUint32(0) === QCOW_MAGIC && view.getUint32(4) >= 2 ? BY_SIGNATURE : 0;
+}
+
+/** Both magics, of the one version that there is. */
+export function isParallels(head: Uint8Array): boolean {
+  if (head.length < 20) return false;
+  const magic = Buffer.from(head.subarray(0, 16)).toString("latin1");
+  const version = new DataView(head.buffer, head.byteOffset).getUint32(16, true);
+  return (magic === "WithoutFreeSpace" || magic === "WithouFreSpacExt") && version === 2;
+}
+
+/** @qemu parallels_probe */
+export function probeParallels(head: Uint8Array): number {
+  return isParallels(head) ? BY_SIGNATURE : 0;
+}
+
+/** By magic, or by the first line of a descriptor that is no comment.  @qemu vmdk_probe */
+export function isVmdk(head: Uint8Array): number {
+  const text = Buffer.from(head.buffer, head.byteOffset, head.length).toString("latin1");
+  return /^(KDMV|COWD|(#[^\n]*\n| *\r?\n)*version=[123]\r?\n)/.test(text) ? BY_SIGNATURE : 0;
+}
