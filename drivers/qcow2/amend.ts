@@ -7,33 +7,13 @@ import { truncateNode } from "../../src/block/length.ts";
 import type { OptionValues } from "../../src/block/options.ts";
 import { isPowerOfTwo } from "../../src/block/units.ts";
 import { checkUsable } from "./corruption.ts";
-import { createOptions, VERSIONS } from "./create-options.ts";
+import { type amendOptions, VERSIONS } from "./create-options.ts";
 import { amendEncryption, checkHasKeys } from "./crypto.ts";
 import { markClean } from "./inactivate.ts";
 import { Autoclear, Compatible } from "./layout.ts";
 import { changeRefcountWidth, type OnProgress } from "./refcount-width.ts";
 import type { Qcow2State } from "./state.ts";
 import { changeHeader, downgrade, upgrade } from "./version.ts";
-
-/** In the order in which they are looked at. */
-export const amendOptions = {
-  "encrypt.state": { type: "string", help: "Select new state of affected keyslots (active/inactive)" },
-  "encrypt.keyslot": { type: "number", help: "Select a single keyslot to modify explicitly" },
-  "encrypt.old-secret": { type: "string", help: "Select all keyslots that match this password" },
-  "encrypt.new-secret": {
-    type: "string",
-    help: "New secret to set in the matching keyslots. Empty string to erase",
-  },
-  "encrypt.iter-time": createOptions["encrypt.iter-time"],
-  size: createOptions.size,
-  compat: createOptions.compat,
-  backing_file: createOptions.backing_file,
-  backing_fmt: createOptions.backing_fmt,
-  data_file: createOptions.data_file,
-  data_file_raw: createOptions.data_file_raw,
-  lazy_refcounts: createOptions.lazy_refcounts,
-  refcount_bits: createOptions.refcount_bits,
-} as const;
 
 type AmendOptions = typeof amendOptions;
 

@@ -19,7 +19,7 @@ import {
   serializeDirectory,
 } from "./bitmap.ts";
 import { updateHeader } from "./header.ts";
-import { Autoclear, BitmapFlag } from "./layout.ts";
+import { Autoclear, BitmapFlag, type BitmapsRecord } from "./layout.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** What tables and bits of all bitmaps may take: those of a small file may all refer to the same clusters. */
@@ -28,10 +28,13 @@ const MAX_LOADED_BYTES = 2048 * MiB;
 const ALL_ONES_SHARE = 1 / 64;
 
 /** Throws if the image's bitmaps make no sense: who wants them must not take them for clean. */
-export async function loadBitmaps(co: Coroutine<"read">, state: Qcow2State): Promise<void> {
-  if (!state.bitmaps) return;
+export async function loadBitmaps(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  directory: BitmapsRecord,
+): Promise<void> {
   const { node } = state;
-  const stored = await readBitmapDirectory(co, state, state.bitmaps);
+  const stored = await readBitmapDirectory(co, state, directory);
   const room = { bytes: MAX_LOADED_BYTES };
   for (const entry of stored) {
     const bitmap = await loadBitmap(co, state, entry, room);

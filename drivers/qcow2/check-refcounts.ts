@@ -10,8 +10,8 @@ import { isAligned, MAX_LENGTH } from "../../src/block/units.ts";
 import type { Check } from "./check.ts";
 import type { Counters } from "./check-counts.ts";
 import { signalCorruption } from "./corruption.ts";
-import { tableOffset } from "./entries.ts";
-import { getRefcount, hex, refblockEntries, refcountsOf, setRefcount } from "./refcount.ts";
+import { hex, tableOffset } from "./entries.ts";
+import { getRefcount, refblockEntries, refcountsOf, setRefcount } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** What is to be put right. */

@@ -1,74 +1,17 @@
-/** Compressed clusters: reading them through a small cache, and writing them.  @qemu qcow2_co_pwritev_compressed_part */
+/** Writing compressed clusters.  @qemu qcow2_co_pwritev_compressed_part */
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
-import { type IoVector, iovFlatten, iovLength, iovSlice, iovWrite } from "../../src/block/iov.ts";
-import { MiB, SECTOR_SIZE } from "../../src/block/units.ts";
-import { compressAsync, decompressAsync, decompressNow } from "./codec.ts";
+import { type IoVector, iovFlatten, iovLength, iovSlice } from "../../src/block/iov.ts";
+import { SECTOR_SIZE } from "../../src/block/units.ts";
+import { compressAsync } from "./codec.ts";
 import { checkOverlap, checkUsable } from "./corruption.ts";
-import { compressedEntry, parseCompressed } from "./entries.ts";
+import { compressedEntry } from "./entries.ts";
 import { type Allocation, runPieces } from "./in-flight.ts";
 import { ensureL2, exclusively, freeEntries, hasHostData, readEntry, sliceFor, writeEntry } from "./l2.ts";
-import type { Mapping } from "./mapping.ts";
 import { allocateBytes, freeClusters } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 import { pwrite } from "./write.ts";
-
-/** Memory for clusters that have been decompressed for a part of them. One is always kept. */
-const MAX_INFLATED_BYTES = 2 * MiB;
-
-/**
- * Reads from `within` of a compressed cluster. `alone`: the request needs no other cluster, so that it is
- * decompressed here and now; else on another thread, beside others.
- */
-export async function readCompressed(
-  co: Coroutine<"read">,
-  state: Qcow2State,
-  { high, low }: Mapping,
-  within: number,
-  iov: IoVector,
-  alone: boolean,
-): Promise<void> {
-  const key = `${high}:${low}`;
-  const bytes = iovLength(iov);
-  if (copyInflated(state, key, within, bytes, iov)) return;
-  const { clusterSize, file, transfers } = state;
-  const generation = state.inflatedGeneration;
-  const extent = parseCompressed(high, low, state.clusterBits);
-  const input = new Uint8Array(extent.bytes);
-  const epoch = transfers.begin();
-  try {
-    if (file.debug) await file.debug.event(co, "read_compressed");
-    await file.pread(co, extent.hostOffset, input);
-  } finally {
-    transfers.end(epoch);
-  }
-  // Others that read the same cluster meanwhile have perhaps decompressed it.
-  if (generation === state.inflatedGeneration && copyInflated(state, key, within, bytes, iov)) return;
-  state.environment.guard?.decompress(clusterSize);
-  const output = alone
-    ? decompressNow(state.compressionType, input, clusterSize)
-    : await decompressAsync(state.compressionType, input, clusterSize);
-  // Whoever reads whole clusters does not come back for the rest.
-  if (bytes < clusterSize && generation === state.inflatedGeneration) remember(state, key, output);
-  iovWrite(iov, output.subarray(within, within + bytes));
-}
-
-function copyInflated(state: Qcow2State, key: string, within: number, bytes: number, iov: IoVector): boolean {
-  const known = state.inflated.get(key);
-  if (!known) return false;
-  iovWrite(iov, known.subarray(within, within + bytes));
-  return true;
-}
-
-function remember(state: Qcow2State, key: string, output: Uint8Array): void {
-  const { inflated, clusterSize } = state;
-  while (inflated.size > 0 && (inflated.size + 1) * clusterSize > MAX_INFLATED_BYTES) {
-    const [oldest] = inflated.keys();
-    inflated.delete(oldest as string);
-  }
-  inflated.set(key, output);
-}
 
 /** Writes whole clusters compressed; what does not get smaller is written as it is. An empty write ends them. */
 export async function pwriteCompressed(

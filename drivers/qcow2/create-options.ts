@@ -46,6 +46,26 @@ export const createOptions = {
 
 export type CreateOptions = typeof createOptions;
 
+/** In the order in which amend looks at them. */
+export const amendOptions = {
+  "encrypt.state": { type: "string", help: "Select new state of affected keyslots (active/inactive)" },
+  "encrypt.keyslot": { type: "number", help: "Select a single keyslot to modify explicitly" },
+  "encrypt.old-secret": { type: "string", help: "Select all keyslots that match this password" },
+  "encrypt.new-secret": {
+    type: "string",
+    help: "New secret to set in the matching keyslots. Empty string to erase",
+  },
+  "encrypt.iter-time": createOptions["encrypt.iter-time"],
+  size: createOptions.size,
+  compat: createOptions.compat,
+  backing_file: createOptions.backing_file,
+  backing_fmt: createOptions.backing_fmt,
+  data_file: createOptions.data_file,
+  data_file_raw: createOptions.data_file_raw,
+  lazy_refcounts: createOptions.lazy_refcounts,
+  refcount_bits: createOptions.refcount_bits,
+} as const;
+
 /** Formats that QEMU can open and bdrv can't: an overlay may name them all the same.  @qemu BlockdevDriver */
 const OTHER_FORMATS = (
   "blkreplay bochs cloop copy-before-write dmg ftp ftps gluster host_cdrom http https iscsi nbd nfs nvme parallels " +

@@ -115,3 +115,8 @@ function subByteAccess(bits: number): RefcountAccess {
     },
   };
 }
+
+/** As C's %#x prints it. */
+export function hex(value: number): string {
+  return value === 0 ? "0" : `0x${value.toString(16)}`;
+}

@@ -7,10 +7,9 @@ import { makeBitmapsWritable } from "./bitmap-load.ts";
 import { storeBitmaps } from "./bitmap-store.ts";
 import { repairDirty } from "./check.ts";
 import { writeIncompatible } from "./corruption.ts";
-import { isDirty } from "./l2.ts";
 import { Incompatible } from "./layout.ts";
 import { settleFreed } from "./refcount.ts";
-import type { Qcow2State } from "./state.ts";
+import { isDirty, type Qcow2State } from "./state.ts";
 
 /** Called with the lock held. A dirty image's refcounts may wait.  @qemu qcow2_write_caches */
 export async function writeCaches(co: Coroutine<"read">, state: Qcow2State): Promise<void> {

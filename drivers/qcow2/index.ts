@@ -1,38 +1,32 @@
-/** The qcow2 format.  @qemu block/qcow2.c */
+/** The qcow2 format. What not every image needs is loaded when it is asked for.  @qemu block/qcow2.c */
 
-import type { Coroutine } from "../../src/block/coroutine.ts";
-import {
-  type FormatDriver,
-  type NodeOps,
-  type ReopenAction,
-  type ReopenRequest,
-  Req,
-} from "../../src/block/driver.ts";
+import { type FormatDriver, type NodeOps, Req } from "../../src/block/driver.ts";
+import { lazily } from "../../src/block/lazy.ts";
 import { SECTOR_SIZE } from "../../src/block/units.ts";
-import { amend, amendOptions } from "./amend.ts";
-import { checkNewBitmap, removeStoredBitmap } from "./bitmap-store.ts";
-import { blockStatus } from "./block-status.ts";
-import { check } from "./check.ts";
-import { pwriteCompressed } from "./compressed.ts";
-import { create } from "./create.ts";
-import { type CreateOptions, createOptions } from "./create-options.ts";
-import { changeBackingFile } from "./header.ts";
-import { inactivate, reopenReadOnly, reopenWritable, writeCaches } from "./inactivate.ts";
-import { specificInfo } from "./info.ts";
-import { isDirty } from "./l2.ts";
-import { QCOW2_MAGIC } from "./layout.ts";
-import { makeEmpty } from "./make-empty.ts";
-import { measure } from "./measure.ts";
+import { isQcow2 } from "../signatures.ts";
+import { amendOptions, type CreateOptions, createOptions } from "./create-options.ts";
 import { openState } from "./open.ts";
-import { pread } from "./read.ts";
-import { truncate } from "./resize.ts";
-import { prepareOptions } from "./runtime.ts";
 import { options } from "./runtime-options.ts";
-import { createSnapshot, deleteSnapshot, gotoSnapshot, listSnapshots, loadSnapshot } from "./snapshot.ts";
-import { type Qcow2State, stateOf } from "./state.ts";
-import { loadVmState, saveVmState, vmStateOffset } from "./vm-state.ts";
-import { pwrite } from "./write.ts";
-import { pdiscard, pwriteZeroes } from "./zero.ts";
+import { isDirty, type Qcow2State, stateOf, vmStateOffset } from "./state.ts";
+
+const amending = lazily(() => import("./amend.ts"));
+const checking = lazily(() => import("./check.ts"));
+const compressing = lazily(() => import("./compressed.ts"));
+const creating = lazily(() => import("./create.ts"));
+const describing = lazily(() => import("./info.ts"));
+const emptying = lazily(() => import("./make-empty.ts"));
+const headers = lazily(() => import("./header.ts"));
+const leaving = lazily(() => import("./inactivate.ts"));
+const measuring = lazily(() => import("./measure.ts"));
+const reading = lazily(() => import("./read.ts"));
+const reopening = lazily(() => import("./reopen.ts"));
+const resizing = lazily(() => import("./resize.ts"));
+const snapshots = lazily(() => import("./snapshot.ts"));
+const status = lazily(() => import("./block-status.ts"));
+const storedBitmaps = lazily(() => import("./bitmap-store.ts"));
+const vmState = lazily(() => import("./vm-state.ts"));
+const writing = lazily(() => import("./write.ts"));
+const zeroing = lazily(() => import("./zero.ts"));
 
 export const qcow2: FormatDriver<typeof options, CreateOptions> = {
   formatName: "qcow2",
@@ -42,14 +36,10 @@ export const qcow2: FormatDriver<typeof options, CreateOptions> = {
   amendOptions,
   supportsBacking: true,
   supportsCompression: true,
-  probe(head) {
-    if (head.length < 8) return 0;
-    const view = new DataView(head.buffer, head.byteOffset, head.length);
-    return view.getUint32(0) === QCOW2_MAGIC && view.getUint32(4) >= 2 ? 100 : 0;
-  },
+  probe: isQcow2,
 
-  create,
-  measure,
+  create: (co, request) => creating(({ create }) => create(co, request)),
+  measure: (request) => measuring(({ measure }) => measure(request)),
 
   async open(co, opening) {
     const state = await openState(co, opening);
@@ -66,17 +56,11 @@ function nodeOps(state: Qcow2State): NodeOps {
     get supportedZeroFlags() {
       return state.version >= 3 ? Req.MayUnmap | Req.NoFallback : 0;
     },
-    pread: (co, offset, iov) => pread(co, state, offset, iov),
-    pwrite: (co, offset, iov, flags) =>
-      flags & Req.WriteCompressed ? pwriteCompressed(co, state, offset, iov) : pwrite(co, state, offset, iov),
-    pwriteCompressed: (co, offset, iov) => pwriteCompressed(co, state, offset, iov),
-    // What is stored encrypted must come by here.
-    ...(state.crypto ? {} : { copyFrom: (co, offset, range) => pwrite(co, state, offset, range) }),
-    pwriteZeroes: (co, offset, bytes, flags) => pwriteZeroes(co, state, offset, bytes, flags),
-    pdiscard: (co, offset, bytes) => pdiscard(co, state, offset, bytes),
-    blockStatus: (co, wantZero, offset, bytes) => blockStatus(co, state, wantZero, offset, bytes),
-    truncate: (co, bytes, exact, prealloc, flags) => truncate(co, state, bytes, exact, prealloc, flags),
-    flushToOs: (co) => state.lock.run(() => writeCaches(co, state)),
+    pread: (co, offset, iov) => reading(({ pread }) => pread(co, state, offset, iov)),
+    ...changingOps(state),
+    blockStatus: (co, wantZero, offset, bytes) =>
+      status(({ blockStatus }) => blockStatus(co, state, wantZero, offset, bytes)),
+    flushToOs: (co) => state.lock.run(() => leaving(({ writeCaches }) => writeCaches(co, state))),
     limits: () => ({
       ...(state.crypto && { requestAlignment: SECTOR_SIZE }),
       pwriteZeroesAlignment: state.subclusterSize,
@@ -93,44 +77,57 @@ function nodeOps(state: Qcow2State): NodeOps {
       vmStateOffset: vmStateOffset(state),
       isDirty: isDirty(state),
     }),
-    check: (co, wanted) => check(co, state, wanted),
-    getSpecificInfo: (co) => specificInfo(co, state),
-    listSnapshots: async () => listSnapshots(state),
-    loadSnapshot: (co, wanted) => state.lock.run(() => loadSnapshot(co, state, wanted)),
-    createSnapshot: (co, wanted) => createSnapshot(co, state, wanted),
-    gotoSnapshot: (co, wanted) => gotoSnapshot(co, state, wanted),
-    deleteSnapshot: (co, wanted) => deleteSnapshot(co, state, wanted),
-    loadVmState: (co, offset, iov) => loadVmState(co, state, offset, iov),
-    saveVmState: (co, offset, iov) => saveVmState(co, state, offset, iov),
-    amend: (co, request) => amend(co, state, request),
-    makeEmpty: (co) => makeEmpty(co, state),
-    changeBackingFile: (co, name, format) => state.lock.run(() => changeBackingFile(co, state, name, format)),
+    check: (co, wanted) => checking(({ check }) => check(co, state, wanted)),
+    getSpecificInfo: (co) => describing(({ specificInfo }) => specificInfo(co, state)),
+    ...snapshotOps(state),
     supportsBitmaps: () => state.version >= 3,
-    checkNewBitmap: async (_, name, granularity) => checkNewBitmap(state, name, granularity),
-    removeStoredBitmap: (co, name) => state.lock.run(() => removeStoredBitmap(co, state, name)),
-    reopen: (co, request) => reopen(co, state, request),
+    checkNewBitmap: (_, name, granularity) =>
+      storedBitmaps(async ({ checkNewBitmap }) => checkNewBitmap(state, name, granularity)),
+    removeStoredBitmap: (co, name) =>
+      state.lock.run(() => storedBitmaps(({ removeStoredBitmap }) => removeStoredBitmap(co, state, name))),
+    reopen: (co, request) => reopening(({ reopen }) => reopen(co, state, request)),
     async close(co) {
       clearInterval(state.cleaning);
-      if (!node.readOnly && !state.isBroken) await inactivate(co, state);
+      if (!node.readOnly && !state.isBroken) await leaving(({ inactivate }) => inactivate(co, state));
     },
   };
 }
 
-/** Options come into force with the mode, or not at all. */
-async function reopen(
-  co: Coroutine<"none">,
-  state: Qcow2State,
-  { readOnly, options: given }: ReopenRequest,
-): Promise<ReopenAction> {
-  const { node } = state;
-  const putInForce = await prepareOptions(co, state, given, node.flags.unmap);
-  if (readOnly === node.readOnly) return { commit: putInForce, abort: () => {} };
-  const action = await (readOnly ? reopenReadOnly(co, state) : reopenWritable(state));
+/** What changes the image. */
+function changingOps(state: Qcow2State) {
   return {
-    ...action,
-    commit: () => {
-      putInForce();
-      action.commit();
-    },
-  };
+    pwrite: (co, offset, iov, flags) =>
+      flags & Req.WriteCompressed
+        ? compressing(({ pwriteCompressed }) => pwriteCompressed(co, state, offset, iov))
+        : writing(({ pwrite }) => pwrite(co, state, offset, iov)),
+    pwriteCompressed: (co, offset, iov) =>
+      compressing(({ pwriteCompressed }) => pwriteCompressed(co, state, offset, iov)),
+    // What is stored encrypted must come by here.
+    ...(state.crypto
+      ? {}
+      : { copyFrom: (co, offset, range) => writing(({ pwrite }) => pwrite(co, state, offset, range)) }),
+    pwriteZeroes: (co, offset, bytes, flags) =>
+      zeroing(({ pwriteZeroes }) => pwriteZeroes(co, state, offset, bytes, flags)),
+    pdiscard: (co, offset, bytes) => zeroing(({ pdiscard }) => pdiscard(co, state, offset, bytes)),
+    truncate: (co, bytes, exact, prealloc, flags) =>
+      resizing(({ truncate }) => truncate(co, state, bytes, exact, prealloc, flags)),
+    amend: (co, request) => amending(({ amend }) => amend(co, state, request)),
+    makeEmpty: (co) => emptying(({ makeEmpty }) => makeEmpty(co, state)),
+    changeBackingFile: (co, name, format) =>
+      state.lock.run(() => headers(({ changeBackingFile }) => changeBackingFile(co, state, name, format))),
+  } satisfies Partial<NodeOps>;
+}
+
+function snapshotOps(state: Qcow2State) {
+  return {
+    listSnapshots: async () =>
+      state.snapshots.length === 0 ? [] : snapshots(async ({ listSnapshots }) => listSnapshots(state)),
+    loadSnapshot: (co, wanted) =>
+      state.lock.run(() => snapshots(({ loadSnapshot }) => loadSnapshot(co, state, wanted))),
+    createSnapshot: (co, wanted) => snapshots(({ createSnapshot }) => createSnapshot(co, state, wanted)),
+    gotoSnapshot: (co, wanted) => snapshots(({ gotoSnapshot }) => gotoSnapshot(co, state, wanted)),
+    deleteSnapshot: (co, wanted) => snapshots(({ deleteSnapshot }) => deleteSnapshot(co, state, wanted)),
+    loadVmState: (co, offset, iov) => vmState(({ loadVmState }) => loadVmState(co, state, offset, iov)),
+    saveVmState: (co, offset, iov) => vmState(({ saveVmState }) => saveVmState(co, state, offset, iov)),
+  } satisfies Partial<NodeOps>;
 }

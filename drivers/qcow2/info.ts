@@ -2,7 +2,7 @@
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import type { InfoValue, SpecificInfo } from "../../src/block/driver.ts";
-import { readBitmapDirectory, type StoredBitmap } from "./bitmap.ts";
+import type { StoredBitmap } from "./bitmap.ts";
 import { cryptoInfo } from "./crypto.ts";
 import { Autoclear, BitmapFlag, Compatible, Incompatible } from "./layout.ts";
 import type { Qcow2State } from "./state.ts";
@@ -21,7 +21,9 @@ export async function specificInfo(co: Coroutine<"read">, state: Qcow2State): Pr
       },
     };
   }
-  const bitmaps = state.bitmaps ? await readBitmapDirectory(co, state, state.bitmaps) : [];
+  const bitmaps = state.bitmaps
+    ? await (await import("./bitmap.ts")).readBitmapDirectory(co, state, state.bitmaps)
+    : [];
   return {
     type: "qcow2",
     data: {

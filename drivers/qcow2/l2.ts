@@ -14,11 +14,19 @@ import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { u32, u64 } from "../../src/block/layout.ts";
 import { checkOverlap, checkUsable, noteMoved, signalCorruption, writeIncompatible } from "./corruption.ts";
-import { COMPRESSED_HIGH, entryOffset, isCopied, parseCompressed, setEntry, tableOffset } from "./entries.ts";
+import {
+  COMPRESSED_HIGH,
+  entryOffset,
+  hex,
+  isCopied,
+  parseCompressed,
+  setEntry,
+  tableOffset,
+} from "./entries.ts";
 import { HeaderV2, Incompatible, MAX_L1_BYTES } from "./layout.ts";
-import { l2Coverage, placeOf } from "./mapping.ts";
-import { allocateClusters, freeClusters, hex, passDiscard } from "./refcount.ts";
-import type { DiscardType, Qcow2State } from "./state.ts";
+import { placeOf } from "./mapping.ts";
+import { allocateClusters, freeClusters, passDiscard } from "./refcount.ts";
+import { type DiscardType, isDirty, l2Coverage, type Qcow2State } from "./state.ts";
 import type { Table } from "./table-cache.ts";
 
 /** Runs `fn` with the lock held and no allocation under way in the guest range. Undefined bounds: no matter. */
@@ -60,11 +68,6 @@ export async function beforeLink(co: Coroutine<"read">, state: Qcow2State): Prom
     }
   }
   if (!isDirty(state)) await state.l2Cache.setDependency(co, state.refcountCache);
-}
-
-/** Refcounts in the file may be wrong: they are made anew if the image is not closed properly. */
-export function isDirty(state: Qcow2State): boolean {
-  return (state.incompatibleFeatures & Incompatible.Dirty) !== 0n;
 }
 
 /** Makes sure that there is an L2 table for the guest offset and that only the active image uses it.  @qemu get_cluster_table */

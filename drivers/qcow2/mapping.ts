@@ -8,9 +8,16 @@
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { checkUsable, signalCorruption } from "./corruption.ts";
-import { COMPRESSED_HIGH, COPIED_HIGH, entryOffset, isCopied, tableOffset, ZERO_LOW } from "./entries.ts";
-import { hex } from "./refcount.ts";
-import type { Qcow2State } from "./state.ts";
+import {
+  COMPRESSED_HIGH,
+  COPIED_HIGH,
+  entryOffset,
+  hex,
+  isCopied,
+  tableOffset,
+  ZERO_LOW,
+} from "./entries.ts";
+import { l2Coverage, type Qcow2State } from "./state.ts";
 import type { Table } from "./table-cache.ts";
 
 /** What a subcluster is; without extended L2 a cluster is one subcluster.  @qemu QCow2SubclusterType */
@@ -44,11 +51,6 @@ export interface Mapping {
   readonly problem?: string;
   /** The problem is only that the cluster lies where none can: a write may put another in its place. */
   readonly misplaced?: { readonly clusterOffset: number; readonly isZero: boolean };
-}
-
-/** Guest bytes that one L2 table covers. */
-export function l2Coverage(state: Qcow2State): number {
-  return state.clusterSize * state.l2Entries;
 }
 
 /** Entries in one slice of an L2 table: what the cache holds as a unit. */

@@ -2,11 +2,11 @@
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { type IoVector, iovFill, iovLength, iovSlice } from "../../src/block/iov.ts";
-import { readCompressed } from "./compressed.ts";
 import { checkUsable, signalCorruption } from "./corruption.ts";
 import { readData } from "./crypto.ts";
 import { runPieces } from "./in-flight.ts";
 import { Kind, loadSlice, type Mapping, peekMapping } from "./mapping.ts";
+import { readCompressed } from "./read-compressed.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** Fills `iov` from `guestOffset`. What is cached and in one piece costs one read of the file and no other wait. */

@@ -11,14 +11,13 @@ import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { alignUp } from "../../src/block/units.ts";
 import { checkOverlap } from "./corruption.ts";
-import { refcountAccess, setEntry, tableOffset } from "./entries.ts";
+import { hex, refcountAccess, setEntry, tableOffset } from "./entries.ts";
 import { updateHeader } from "./header.ts";
 import { MAX_REFCOUNT_TABLE_BYTES } from "./layout.ts";
 import {
   allocateClusters,
   freeClusters,
   getRefcount,
-  hex,
   refblockEntries,
   refcountsOf,
   settleFreed,

@@ -16,7 +16,7 @@ import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { assert, BlockError } from "../../src/block/errors.ts";
 import { signalCorruption } from "./corruption.ts";
-import { type RefcountAccess, refcountAccess, tableOffset } from "./entries.ts";
+import { hex, type RefcountAccess, refcountAccess, tableOffset } from "./entries.ts";
 import { addRefblock } from "./refcount-blocks.ts";
 import type { DiscardType, Qcow2State } from "./state.ts";
 import type { Table } from "./table-cache.ts";
@@ -80,11 +80,6 @@ async function loadRefblock(
     );
   }
   return state.refcountCache.load(co, offset);
-}
-
-/** As C's %#x prints it. */
-export function hex(value: number): string {
-  return value === 0 ? "0" : `0x${value.toString(16)}`;
 }
 
 /**

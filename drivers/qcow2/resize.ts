@@ -12,12 +12,12 @@ import { tableOffset } from "./entries.ts";
 import { l1EntriesFor } from "./header.ts";
 import { growL1 } from "./l2.ts";
 import { Autoclear, HeaderV2 } from "./layout.ts";
-import { Kind, l2Coverage, l2OffsetOf, lookUp } from "./mapping.ts";
+import { Kind, l2OffsetOf, lookUp } from "./mapping.ts";
 import { preallocate } from "./preallocate.ts";
 import { pread } from "./read.ts";
 import { freeClusters, getRefcount, settleFreed } from "./refcount.ts";
 import { dropUnusedRefblocks } from "./refcount-area.ts";
-import type { Qcow2State } from "./state.ts";
+import { l2Coverage, type Qcow2State } from "./state.ts";
 import { pwrite } from "./write.ts";
 import { discardRange, zeroize } from "./zero.ts";
 

@@ -1,18 +1,15 @@
 /** What the options of a node decide while it is open: its caches, checks and discards. A reopen may change all of it.  @qemu qcow2_update_options */
 
 import type { BlockChild } from "../../src/block/child.ts";
-import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
-import { type Options, type OptionValues, takeOptions } from "../../src/block/options.ts";
+import type { OptionValues } from "../../src/block/options.ts";
 import { checkOverlap } from "./corruption.ts";
-import { checkFormat } from "./crypto.ts";
-import { markClean } from "./inactivate.ts";
 import { Compatible } from "./layout.ts";
 import {
   type CacheSizes,
   cacheSizes,
   cleanIntervalSeconds,
-  options,
+  type options,
   overlapChecks,
 } from "./runtime-options.ts";
 import type { Qcow2State } from "./state.ts";
@@ -99,46 +96,4 @@ export function startCleaning(state: Qcow2State, seconds: number): void {
     state.refcountCache.dropUnused();
   };
   state.cleaning = setInterval(clean, Math.min(seconds, MAX_TIMER_SECONDS) * 1000).unref();
-}
-
-/**
- * Checks new options, and leaves nothing in the caches that the file does not have; gives what puts them in force.
- * @qemu qcow2_update_options_prepare
- */
-export async function prepareOptions(
-  co: Coroutine<"none">,
-  state: Qcow2State,
-  given: Options,
-  unmap: boolean,
-): Promise<() => void> {
-  const values = takeOptions(options, new Map(given));
-  checkFormat(values["encrypt.format"], state.crypto?.format);
-  const runtime = runtimeOf(values, state, unmap);
-  if (!state.node.readOnly && !state.isBroken)
-    await graphRdlock(co, (reader) =>
-      state.lock.run(async () => {
-        await flushing("Failed to flush the L2 table cache", state.l2Cache.flush(reader));
-        await flushing("Failed to flush the refcount block cache", state.refcountCache.flush(reader));
-        if (state.useLazyRefcounts && !runtime.useLazyRefcounts)
-          await flushing("Failed to disable lazy refcounts", markClean(reader, state));
-      }),
-    );
-  const { file, dataFile, clusterSize } = state;
-  return () => {
-    const { passDiscard, useLazyRefcounts, overlapChecks: checks, cleanSeconds } = runtime;
-    Object.assign(
-      state,
-      makeCaches(file, dataFile, runtime, clusterSize, () => state),
-    );
-    Object.assign(state, { passDiscard, useLazyRefcounts, overlapChecks: checks });
-    startCleaning(state, cleanSeconds);
-  };
-}
-
-async function flushing(failure: string, work: Promise<void>): Promise<void> {
-  try {
-    await work;
-  } catch (error) {
-    throw BlockError.wrap(failure, error);
-  }
 }

@@ -15,12 +15,13 @@ import {
   COMPRESSED_HIGH,
   COPIED_HIGH,
   entryOffset,
+  hex,
   parseCompressed,
   setEntry,
   tableOffset,
 } from "./entries.ts";
 import { MAX_REFCOUNT_TABLE_BYTES } from "./layout.ts";
-import { getRefcount, hex, peekRefcount, refblockEntries, updateRefcount } from "./refcount.ts";
+import { getRefcount, peekRefcount, refblockEntries, updateRefcount } from "./refcount.ts";
 import { addRefblock } from "./refcount-blocks.ts";
 import { flushTables } from "./snapshot-table.ts";
 import type { Qcow2State } from "./state.ts";

@@ -20,8 +20,7 @@ import { MAX_L1_BYTES, MAX_SNAPSHOTS } from "./layout.ts";
 import { allocateClusters, freeClusters } from "./refcount.ts";
 import { addReferences, dropReferences, refreshFlags } from "./snapshot-refcounts.ts";
 import { identity, NO_ICOUNT, writeSnapshots } from "./snapshot-table.ts";
-import type { Qcow2State, Snapshot } from "./state.ts";
-import { vmStateOffset } from "./vm-state.ts";
+import { type Qcow2State, type Snapshot, vmStateOffset } from "./state.ts";
 import { discardRange } from "./zero.ts";
 
 /** Longest id and name in bytes that QEMU shows or makes. */

@@ -3,10 +3,11 @@
 import type { BlockChild } from "../../src/block/child.ts";
 import type { BlockNode } from "../../src/block/node.ts";
 import type { OpenEnvironment } from "../../src/block/open.ts";
+import { alignUp } from "../../src/block/units.ts";
 import type { MetadataKind } from "./corruption.ts";
 import type { ImageCrypto } from "./crypto.ts";
 import type { Allocations, Transfers } from "./in-flight.ts";
-import type { BitmapsRecord, CryptoHeaderRecord } from "./layout.ts";
+import { type BitmapsRecord, type CryptoHeaderRecord, Incompatible } from "./layout.ts";
 import type { Mutex } from "./mutex.ts";
 import type { TableCache } from "./table-cache.ts";
 
@@ -161,4 +162,19 @@ export interface Qcow2State {
   isCorruptionReported: boolean;
   /** The file has holes in allocated clusters; undefined: not looked at yet. */
   metadataPreallocated: boolean | undefined;
+}
+
+/** Refcounts in the file may be wrong: they are made anew if the image is not closed properly. */
+export function isDirty(state: Qcow2State): boolean {
+  return (state.incompatibleFeatures & Incompatible.Dirty) !== 0n;
+}
+
+/** Guest bytes that one L2 table covers. */
+export function l2Coverage(state: Qcow2State): number {
+  return state.clusterSize * state.l2Entries;
+}
+
+/** Guest offset where saved machine state starts.  @qemu qcow2_vm_state_offset */
+export function vmStateOffset(state: Qcow2State): number {
+  return alignUp(state.size, l2Coverage(state));
 }

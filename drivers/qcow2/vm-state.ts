@@ -3,15 +3,9 @@
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { type IoVector, iovConcat, iovLength } from "../../src/block/iov.ts";
 import { alignDown, alignUp, SECTOR_SIZE } from "../../src/block/units.ts";
-import { l2Coverage } from "./mapping.ts";
 import { pread } from "./read.ts";
-import type { Qcow2State } from "./state.ts";
+import { type Qcow2State, vmStateOffset } from "./state.ts";
 import { pwrite } from "./write.ts";
-
-/** Guest offset where it starts.  @qemu qcow2_vm_state_offset */
-export function vmStateOffset(state: Qcow2State): number {
-  return alignUp(state.size, l2Coverage(state));
-}
 
 export async function saveVmState(
   co: Coroutine<"read">,

@@ -18,12 +18,11 @@
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { checkOverlap, signalCorruption } from "./corruption.ts";
 import { writeData } from "./crypto.ts";
-import { COMPRESSED_HIGH, entryOffset, setEntry, tableOffset, ZERO_LOW } from "./entries.ts";
-import { l2Coverage } from "./mapping.ts";
-import { allocateClusters, changeRefcounts, freeClusters, getRefcount, hex } from "./refcount.ts";
+import { COMPRESSED_HIGH, entryOffset, hex, setEntry, tableOffset, ZERO_LOW } from "./entries.ts";
+import { allocateClusters, changeRefcounts, freeClusters, getRefcount } from "./refcount.ts";
 import type { OnProgress } from "./refcount-width.ts";
 import { checkSnapshotL1, readSnapshotL1, refreshActive } from "./snapshot.ts";
-import type { Qcow2State } from "./state.ts";
+import { l2Coverage, type Qcow2State } from "./state.ts";
 
 /** An L2 table, whole. */
 interface L2Table {
