@@ -66,10 +66,13 @@ export class DescriptorOutput implements Output {
   }
 }
 
+const MAY_LACK = { throwIfNoEntry: false } as const;
+
 /** node:tty brings the whole of node:net with it (3 ms), so it is asked only about what can be a terminal. */
 function isTerminal(fd: number): boolean {
   try {
-    if (!fs.fstatSync(fd).isCharacterDevice()) return false;
+    const stat = fs.fstatSync(fd);
+    if (!stat.isCharacterDevice() || stat.rdev === fs.statSync("/dev/null", MAY_LACK)?.rdev) return false;
   } catch {
     // A descriptor that is not open.
     return false;
