@@ -32,11 +32,17 @@ export function sparseRule(sparseBytes: number, alignmentBytes: number): SparseR
  */
 export function findRuns(buffer: Uint8Array, offset: number, { unitBytes, minBytes }: SparseRule): Run[] {
   if (minBytes === 0) return [{ start: 0, end: buffer.length, zero: false }];
+  const { length } = buffer;
+  const wideBytes = Math.max(ZEROES.length, unitBytes);
   const runs: Run[] = [];
   let start = 0;
   let zero = false;
-  for (let at = 0; at < buffer.length; ) {
-    const [end, unitIsZero] = classify(buffer, at, offset, unitBytes, zero || at === 0);
+  for (let at = 0; at < length; ) {
+    let end = Math.min(at + unitBytes - ((offset + at) % unitBytes), length);
+    const unitIsZero = isZeroRange(buffer, at, end);
+    // Where there are zeroes there are more of them: 64 KiB are tried at once.
+    if (unitIsZero)
+      while (end + wideBytes <= length && isZeroRange(buffer, end, end + wideBytes)) end += wideBytes;
     if (unitIsZero !== zero && at > start) {
       pushRun(runs, { start, end: at, zero: zero && (start === 0 || at - start >= minBytes) });
       start = at;
@@ -44,7 +50,7 @@ export function findRuns(buffer: Uint8Array, offset: number, { unitBytes, minByt
     zero = unitIsZero;
     at = end;
   }
-  if (start < buffer.length) pushRun(runs, { start, end: buffer.length, zero });
+  if (start < length) pushRun(runs, { start, end: length, zero });
   return runs;
 }
 
@@ -68,23 +74,6 @@ function pushRun(runs: Run[], run: Run): void {
   const before = runs.at(-1);
   if (before && before.zero === run.zero) runs[runs.length - 1] = { ...run, start: before.start };
   else runs.push(run);
-}
-
-/** Whether the unit at `at` is zeroes, and where it ends. In zeroes (`expectZero`), 64 KiB are tried at once first. */
-function classify(
-  buffer: Uint8Array,
-  at: number,
-  offset: number,
-  unitBytes: number,
-  expectZero: boolean,
-): readonly [number, boolean] {
-  const unitStart = at - ((offset + at) % unitBytes);
-  if (expectZero && unitBytes < ZEROES.length) {
-    const wide = Math.min(unitStart + ZEROES.length, buffer.length);
-    if (isZeroRange(buffer, at, wide)) return [wide, true];
-  }
-  const end = Math.min(unitStart + unitBytes, buffer.length);
-  return [end, isZeroRange(buffer, at, end)];
 }
 
 /** Looks at three bytes first: a native compare costs as much as a whole page of them. */

@@ -19,7 +19,7 @@ export interface BenchImages {
   readonly zstd: string;
   /** The top of a chain of three. */
   readonly chain: string;
-  /** 1 TiB, raw, with a few MiB of data here and there. */
+  /** 1 TiB, raw, with 64 MiB of data here and there. */
   readonly sparse: string;
   /** 100 GiB, qcow2, all of it allocated and none of it written. */
   readonly wide: string;
@@ -134,7 +134,7 @@ function makeSparse(filename: string): void {
   const fd = fs.openSync(filename, "w");
   fs.ftruncateSync(fd, SPARSE_BYTES);
   const numbers = random(3);
-  const PIECE_BYTES = 2 ** 16;
+  const PIECE_BYTES = MIB;
   for (let piece = 0; piece < 64; piece++) {
     const offset = numbers.below(SPARSE_BYTES / MIB) * MIB;
     fs.writeSync(fd, numbers.bytes(PIECE_BYTES), 0, PIECE_BYTES, offset);
