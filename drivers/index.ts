@@ -67,6 +67,11 @@ const entries = {
     probe: isVmdk,
     load: async () => (await import("./vmdk/index.ts")).vmdk,
   },
+  vhdx: {
+    kind: "format",
+    probe: bySignature({ text: "vhdxfile" }),
+    load: async () => (await import("./vhdx/index.ts")).vhdx,
+  },
   vpc: {
     kind: "format",
     probe: bySignature({ text: "conectix" }),
@@ -95,6 +100,7 @@ export interface DriverChildren {
   readonly qcow2: { readonly file: true; readonly backing: false; readonly "data-file": false };
   readonly parallels: { readonly file: true; readonly backing: false };
   readonly vmdk: { readonly file: true; readonly backing: false };
+  readonly vhdx: { readonly file: true; readonly backing: false };
   readonly vpc: { readonly file: true; readonly backing: false };
   readonly blkdebug: { readonly image: true };
   readonly blklogwrites: { readonly file: true; readonly log: true };
