@@ -274,9 +274,8 @@ function takeBackingChoice(
   flags: OpenFlags,
   { warn }: OpenEnvironment,
 ): "none" | "default" {
-  if (!options.has("backing")) return flags.noBacking ? "none" : "default";
   const value = options.get("backing");
-  if (value !== null && value !== "") return "default";
+  if (value !== null && value !== "") return flags.noBacking ? "none" : "default";
   if (value === "") warn('Use of "backing": "" is deprecated; use "backing": null instead');
   options.delete("backing");
   return "none";

@@ -35,8 +35,6 @@ export async function run(args: Getopt, context: CliContext): Promise<number> {
     writethrough,
   };
   return withImage(request, context, async (image) => {
-    if (!image.node.ops.check)
-      throw new CommandError(["This image format does not support checks"], NOT_SUPPORTED);
     const result = await checkAndRepair(image, wanted, context);
     if (!wanted.quiet) context.stdout.write(describe(result, wanted, image.node.driver.formatName));
     return exitCode(result);
@@ -60,6 +58,8 @@ async function checkAndRepair(
         );
     });
   } catch (error) {
+    if (error instanceof BlockError && error.errno === "ENOTSUP")
+      throw new CommandError(["This image format does not support checks"], NOT_SUPPORTED);
     throw BlockError.wrap("Check failed", error);
   }
 }

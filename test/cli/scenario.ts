@@ -17,7 +17,11 @@ export class Scenario {
   /** By name: when both files were last changed, as far as they have been compared. */
   readonly #compared = new Map<string, string>();
 
-  constructor(test: Cleanup) {
+  /** Run in both directories after each line: takes what is random out of the files. */
+  readonly #tidy: (directory: string) => void;
+
+  constructor(test: Cleanup, tidy: (directory: string) => void = () => {}) {
+    this.#tidy = tidy;
     const root = tempDir(test);
     this.theirs = path.join(root, "theirs");
     this.ours = path.join(root, "ours");
@@ -31,6 +35,7 @@ export class Scenario {
       for (const directory of [this.theirs, this.ours]) {
         const { exitCode, stderr } = runTheirs(words(line), directory);
         assert.equal(exitCode, 0, `${line}: ${stderr}`);
+        this.#tidy(directory);
       }
   }
 
@@ -47,6 +52,7 @@ export class Scenario {
       const [tool = "", ...rest] = args;
       const expected = runTheirs(args, this.theirs);
       assert.deepEqual(comparable(await runOurs(rest, this.ours, tool)), comparable(expected), line);
+      this.change(this.#tidy);
       this.sameFiles(line);
     }
   }
