@@ -133,7 +133,9 @@ export const loneKinds: {
     },
     async run({ image, target }, { name }) {
       if (!snapshotsOf(target).has(name)) return;
-      await image.context.run((main) => deleteSnapshot(main, image.node, { name }));
+      // What failed at freeing clusters has taken the snapshot out of the table all the same.
+      const isGone = target.mayFail && !(await image.snapshots.list()).some((each) => each.name === name);
+      if (!isGone) await image.context.run((main) => deleteSnapshot(main, image.node, { name }));
       snapshotsOf(target).delete(name);
     },
   },
@@ -149,8 +151,15 @@ export const loneKinds: {
     percent: 4,
     isFor: ({ commit }) => commit === true,
     make: () => ({ kind: "commit" }),
-    async run({ image, target }) {
-      await commitImage(image);
+    async run(run) {
+      const { image, target } = run;
+      try {
+        await commitImage(image);
+      } catch (error) {
+        // All was copied; but an image that could not be emptied is of no use before it is opened again.
+        if (!target.mayFail || !hasErrno(error, "ENOMEDIUM")) throw error;
+        await run.closed();
+      }
       target.below = target.model.slice();
     },
   },

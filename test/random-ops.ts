@@ -72,7 +72,11 @@ export interface OpsTarget {
   /** Dirty bitmaps by their names: what each must know. Kept by the run. */
   readonly bitmaps?: Map<string, BitmapModel>;
   /** Is called when a step begins, and what it gives when it has worked and the model knows. */
-  readonly observe?: (op: Op) => () => void;
+  observe?: (op: Op) => () => void;
+  /** Requests fail: whether the step that failed so is to be tried once more. */
+  readonly mayFail?: (error: unknown) => boolean;
+  /** The image was closed with an error: takes what it holds for the model's, if that may be. */
+  readonly adopt?: (image: BlockBackend) => Promise<void>;
 }
 
 /** How many operations are under way at most. */
@@ -173,8 +177,7 @@ export async function runOps(target: OpsTarget, ops: readonly Op[], profile: Ops
   const run = new Run(target, await target.open(), profile);
   try {
     for (const [index, op] of ops.entries()) await run.start(op, index);
-    await run.drain();
-    await run.verify();
+    await run.start({ kind: "verify" }, ops.length);
   } finally {
     await run.close();
   }
@@ -238,7 +241,7 @@ class Run implements LoneRun {
     }
     this.#throwFailure();
     const ended = this.target.observe?.(op);
-    const done = this.#perform(op).then(
+    const done = this.#retried(() => this.#perform(op)).then(
       () => {
         this.#underWay.delete(entry);
         ended?.();
@@ -267,19 +270,38 @@ class Run implements LoneRun {
 
   async #alone(op: Op): Promise<void> {
     const ended = this.target.observe?.(op);
-    if (isLone(op)) await (loneKinds[op.kind] as LoneKind<LoneOp>).run(this, op);
-    else if (op.kind === "reopen") await this.closed();
-    else await this.verify();
+    if (op.kind === "reopen") await this.closed();
+    else if (isLone(op)) await this.#retried(() => (loneKinds[op.kind] as LoneKind<LoneOp>).run(this, op));
+    else await this.#retried(() => this.verify());
     ended?.();
   }
 
+  async #retried(step: () => Promise<void>): Promise<void> {
+    for (;;) {
+      try {
+        return await step();
+      } catch (error) {
+        if (!this.target.mayFail?.(error)) throw error;
+      }
+    }
+  }
+
   async closed(fn: () => Promise<void> = async () => {}): Promise<void> {
-    await this.#image.close();
+    const { target } = this;
+    let isWhole = true;
+    if (this.#image.isOpen)
+      await this.#image.close().catch((error: unknown) => {
+        if (!target.mayFail?.(error)) throw error;
+        isWhole = false;
+      });
     try {
       await fn();
     } finally {
-      this.#image = await this.target.open();
+      await this.#retried(async () => {
+        this.#image = await target.open();
+      });
     }
+    if (!isWhole) await this.#retried(async () => target.adopt?.(this.#image));
   }
 
   async #perform(op: Exclude<Op, LoneOp>): Promise<void> {
@@ -328,6 +350,7 @@ class Run implements LoneRun {
       const error = await this.#image
         .write(offset, data, { compressed: true })
         .catch((reason: unknown) => reason);
+      if (error !== undefined && this.target.mayFail?.(error)) throw error;
       if (error instanceof BlockError) assert.equal(error.errno, "EIO");
       else assert.equal(error, undefined);
       const isFine = (byte: number, i: number) =>

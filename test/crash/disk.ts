@@ -26,8 +26,8 @@ export type Files = Map<string, Uint8Array>;
 export class Disk {
   readonly files: Files;
   readonly log: Entry[] = [];
-  /** Is asked before each request, and may throw. */
-  hook: (op: string, file: string, offset: number, bytes: number) => void = () => {};
+  /** Is asked before each request, with what it is to change, and may throw. */
+  hook: (entry?: Entry) => void = () => {};
   /** Nodes that are open. */
   openNodes = 0;
 
@@ -36,6 +36,7 @@ export class Disk {
   }
 
   apply(entry: Entry): void {
+    this.hook(entry);
     this.log.push(entry);
     applyEntry(this.files, entry);
   }
@@ -106,7 +107,7 @@ export function useDisk(test: { after(fn: () => void): void }, disk: () => Disk)
     async open(_, { node, options: { filename = "" } }) {
       const opened = disk();
       const file = nameOf(filename);
-      opened.hook("open", file, 0, 0);
+      opened.hook();
       if (!opened.files.has(file)) throw new BlockError("ENOENT");
       node.exactFilename = `${PREFIX}${file}`;
       opened.openNodes++;
@@ -114,7 +115,6 @@ export function useDisk(test: { after(fn: () => void): void }, disk: () => Disk)
     },
     async create(_, { filename, options: { size = 0 } }) {
       const file = nameOf(filename);
-      disk().hook("create", file, 0, 0);
       disk().apply({ kind: "truncate", file, bytes: 0 });
       disk().apply({ kind: "truncate", file, bytes: size });
     },
@@ -132,29 +132,24 @@ function fileOps(disk: Disk, file: string): NodeOps {
   return {
     getLength: async () => content().length,
     async pread(_, offset, iov) {
-      disk.hook("pread", file, offset, iovLength(iov));
+      disk.hook();
       const found = content().subarray(offset, offset + iovLength(iov));
       iovWrite(iov, resized(found, iovLength(iov)));
     },
     async pwrite(_, offset, iov) {
-      disk.hook("pwrite", file, offset, iovLength(iov));
       // A copy, also of a Buffer, whose own slice() is none.
       disk.apply({ kind: "write", file, offset, data: new Uint8Array(iovFlatten(iov)) });
     },
     async pwriteZeroes(_, offset, bytes) {
-      disk.hook("pwriteZeroes", file, offset, bytes);
       zero(offset, bytes);
     },
     async pdiscard(_, offset, bytes) {
-      disk.hook("pdiscard", file, offset, bytes);
       if (offset < content().length) zero(offset, Math.min(bytes, content().length - offset));
     },
     async flushToDisk() {
-      disk.hook("flush", file, 0, 0);
       disk.apply({ kind: "flush", file });
     },
     async truncate(_, bytes) {
-      disk.hook("truncate", file, bytes, 0);
       disk.apply({ kind: "truncate", file, bytes });
     },
     hasZeroInit: () => true,

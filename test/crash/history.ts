@@ -21,8 +21,10 @@ interface Step {
   readonly offset: number;
   readonly bytes: number;
   candidates: readonly Uint8Array[] | undefined;
-  /** The length of the image when it has ended. */
-  length: number;
+  /** What the image held when it began. */
+  readonly before: Uint8Array;
+  /** Lengths that the image may have from then on. */
+  lengths: readonly number[];
 }
 
 /** A flush, or a closing. */
@@ -96,14 +98,15 @@ export class History {
       offset,
       bytes,
       candidates: undefined,
-      length: before.length,
+      before,
+      lengths: [before.length, lengthAfter(op, snapshots) ?? before.length],
     };
     this.#steps.push(step);
     return () => {
       step.ended = this.#clock++;
       step.loggedAfter = this.#disk.log.length;
-      step.length = this.#target.model.length;
-      step.candidates = this.#candidatesOf(step, before);
+      step.lengths = [before.length, this.#target.model.length];
+      step.candidates = this.#candidatesOf(step);
       if (isClosing) this.#noteFlush(began, before, snapshotsBefore);
     };
   };
@@ -122,7 +125,7 @@ export class History {
     this.#bitmapStates.push({ logged: this.#disk.log.length, changed });
   }
 
-  #candidatesOf({ op, offset, bytes }: Step, before: Uint8Array): readonly Uint8Array[] | undefined {
+  #candidatesOf({ op, offset, bytes, before }: Step): readonly Uint8Array[] | undefined {
     const end = Math.min(offset + bytes, Math.max(before.length, this.#target.model.length));
     const cut = (from: Uint8Array) => {
       const piece = new Uint8Array(end - offset);
@@ -149,11 +152,9 @@ export class History {
     const snapshots = new Map<string, readonly Uint8Array[]>();
     for (const [name, content] of flush.snapshots) snapshots.set(name, [content]);
     const surely = new Set(flush.snapshots.keys());
-    for (const { op, candidates } of open) {
+    for (const { op, before } of open) {
       if (op.kind === "delete") surely.delete(op.name);
-      // What was there when it was taken.
-      const content = op.kind === "snapshot" && candidates?.[0];
-      if (content) snapshots.set(op.name, [...(snapshots.get(op.name) ?? []), content]);
+      if (op.kind === "snapshot") snapshots.set(op.name, [...(snapshots.get(op.name) ?? []), before]);
     }
     return { flush, open, snapshots, surely, bitmaps };
   }
@@ -167,9 +168,15 @@ function rangeOf(op: Op): readonly [number, number] {
   return [0, 0];
 }
 
+/** Of the image when the step has worked; undefined: as before. */
+function lengthAfter(op: Op, snapshots: ReadonlyMap<string, Uint8Array>): number | undefined {
+  if (op.kind === "truncate") return op.bytes;
+  return op.kind === "goto" ? snapshots.get(op.name)?.length : undefined;
+}
+
 /** Throws if `found` can't be what the guest sees after the cut. */
 export function checkContent(found: Uint8Array, { flush, open }: Outlook): void {
-  const lengths = new Set([flush.model.length, ...open.map(({ length }) => length)]);
+  const lengths = new Set([flush.model.length, ...open.flatMap((step) => step.lengths)]);
   assert.ok(
     lengths.has(found.length),
     `the length is ${found.length}, and not one of ${[...lengths].join(", ")}`,
