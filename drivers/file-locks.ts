@@ -123,6 +123,7 @@ export class FileLocks {
   #refusal(message: string): BlockError {
     return new BlockError("EAGAIN", message, {
       hint: `Is another process using the image [${this.#filename}]?`,
+      lockedFile: this.#filename,
     });
   }
 

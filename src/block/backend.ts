@@ -216,9 +216,15 @@ export class BlockBackend implements ChildParent {
   }
 
   /** Changes the length to `bytes`.  @qemu blk_co_truncate */
-  async truncate(bytes: number, prealloc: Prealloc = "off", exact = false): Promise<void> {
+  async truncate(
+    bytes: number,
+    prealloc: Prealloc = "off",
+    exact = false,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    signal?.throwIfAborted();
     await this.#takeResize();
-    await this.run((co, root) => root.truncate(co, bytes, exact, prealloc));
+    await this.run((co, root) => root.truncate(co, bytes, exact, prealloc), signal);
   }
 
   async #takeResize(): Promise<void> {

@@ -1,7 +1,5 @@
 /** The one error class of the block layer. Its message is what a user of qemu-img sees; `errno` is stable for programs. */
 
-import { constants } from "node:os";
-
 /** What the C library prints for each errno that the block layer uses.  @qemu strerror */
 const STRERROR = {
   EPERM: "Operation not permitted",
@@ -63,6 +61,8 @@ export interface BlockErrorOptions {
   readonly offset?: number;
   /** A line that a command prints after the message, with no prefix.  @qemu error_append_hint */
   readonly hint?: string;
+  /** The file that somebody else has locked. */
+  readonly lockedFile?: string;
 }
 
 export class BlockError extends Error {
@@ -71,6 +71,7 @@ export class BlockError extends Error {
   readonly node: string | undefined;
   readonly offset: number | undefined;
   readonly hint: string | undefined;
+  readonly lockedFile: string | undefined;
 
   /** Without a message: the C library's text for `errno`. */
   constructor(errno: Errno, message?: string, options: BlockErrorOptions = {}) {
@@ -79,6 +80,7 @@ export class BlockError extends Error {
     this.node = options.node;
     this.offset = options.offset;
     this.hint = options.hint;
+    this.lockedFile = options.lockedFile;
   }
 
   /** `prefix: message of the cause`, with the cause's errno kept.  @qemu error_prepend */
@@ -89,6 +91,7 @@ export class BlockError extends Error {
       ...(inner.node !== undefined && { node: inner.node }),
       ...(inner.offset !== undefined && { offset: inner.offset }),
       ...(inner.hint !== undefined && { hint: inner.hint }),
+      ...(inner.lockedFile !== undefined && { lockedFile: inner.lockedFile }),
     });
   }
 }
@@ -100,7 +103,7 @@ export function strerror(errno: Errno): string {
 
 /** The errno's number on this system, positive; 5 (EIO) if it is unknown here. */
 export function errnoNumber(errno: Errno): number {
-  const numbers: Readonly<Record<string, number>> = constants.errno;
+  const numbers: Readonly<Record<string, number>> = process.getBuiltinModule("node:os").constants.errno;
   return LINUX_NUMBERS[errno] ?? numbers[errno] ?? 5;
 }
 

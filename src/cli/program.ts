@@ -3,6 +3,7 @@
 import "../../drivers/index.ts";
 import { BlockError } from "../block/errors.ts";
 import { openGate } from "../block/open.ts";
+import { lockHolders } from "../platform/lock-holders.ts";
 import { type CliContext, type CliStreams, CommandError, ExitError, UsageError } from "./command.ts";
 import { findCommand } from "./commands.ts";
 import { Getopt, HelpRequest, OptionError, type OptionFault, type OptionSpec } from "./getopt.ts";
@@ -29,12 +30,13 @@ const STANDARD_OPTIONS: readonly OptionSpec[] = [
  */
 export async function main(argv: readonly string[], streams: ProgramStreams): Promise<number> {
   const { program, args } = findProgram(argv);
-  const context = makeContext(program, streams);
+  const { context, trust } = makeContext(program, streams);
   try {
     return await dispatch(program, args, context);
   } catch (error) {
     return reportFailure(error, context);
   } finally {
+    await trust.end();
     streams.stdout.flush();
   }
 }
@@ -98,7 +100,7 @@ async function unknownCommand(word: string, { program }: CliContext): Promise<st
   return suggestion === undefined ? message : `${message}\nDid you mean ${suggestion}?`;
 }
 
-function makeContext(program: string, streams: ProgramStreams): CliContext {
+function makeContext(program: string, streams: ProgramStreams): { context: CliContext; trust: Trust } {
   const { stderr } = streams;
   const error = (message: string) => stderr.write(`${program}: ${message}\n`);
   const warn = (message: string, hint?: string) => {
@@ -138,9 +140,11 @@ function makeContext(program: string, streams: ProgramStreams): CliContext {
       if (!(thrown instanceof BlockError)) throw thrown;
       error(prefix === undefined ? thrown.message : `${prefix}: ${thrown.message}`);
       if (thrown.hint !== undefined) stderr.write(`${thrown.hint}\n`);
+      // Who calls the tool by QEMU's name expects QEMU's lines.
+      if (thrown.lockedFile !== undefined && program === "bdrv") stderr.write(lockedHelp(thrown));
     },
   };
-  return context;
+  return { context, trust };
 }
 
 /** Says what ended a command, and gives its exit code. Bugs are thrown on. */
@@ -156,6 +160,19 @@ function reportFailure(error: unknown, context: CliContext): number {
   if (context.signal.aborted && error === context.signal.reason) return 1;
   context.report(error);
   return 1;
+}
+
+/** Who keeps the file locked, and what may be done all the same. */
+function lockedHelp({ message, lockedFile = "" }: BlockError): string {
+  const holders = lockHolders(lockedFile).map(({ pid, name }) =>
+    pid === process.pid ? "this command itself" : `${name} (process ${pid})`,
+  );
+  const who = holders.length > 0 ? `It is used by ${holders.join(", ")}.\n` : "";
+  // Who only reads can do so beside one who writes, and may see what is half written.
+  const how = message.includes("Failed to get shared")
+    ? "With --force-share (-U) info, map, check and others read it all the same; what they tell may be out of date.\n"
+    : "";
+  return who + how;
 }
 
 /** @qemu unrecognized_option, missing_argument */

@@ -2,9 +2,10 @@
 
 import { BlockBackend } from "../block/backend.ts";
 import { blockStatusAbove } from "../block/block-status.ts";
+import { Perm } from "../block/child.ts";
 import type { DriverInfo } from "../block/driver.ts";
 import { BlockError, strerror, toBlockError } from "../block/errors.ts";
-import { refNode } from "../block/graph.ts";
+import { refNode, setEdgePerm } from "../block/graph.ts";
 import type { BlockNode } from "../block/node.ts";
 import { alignDown, alignUp, KiB, MiB } from "../block/units.ts";
 import { backingChainNext, findBackingImage, skipFilters } from "./chain.ts";
@@ -57,7 +58,7 @@ export async function commitImage(top: BlockBackend, options: CommitOptions = {}
   } = options;
   signal?.throwIfAborted();
   const base = findBase(top, baseName, imageName);
-  await withWritable(top, base, async (target) => {
+  const work = async (target: BlockBackend) => {
     try {
       const length = await top.getLength();
       if ((await target.getLength()) < length) await target.truncate(length);
@@ -67,7 +68,8 @@ export async function commitImage(top: BlockBackend, options: CommitOptions = {}
       const { errno } = toBlockError(error);
       throw new BlockError(errno, `Block job failed: ${strerror(errno)}`, { cause: error });
     }
-  });
+  };
+  await withWritable(top, base, (target) => withoutReaders(top, base, () => work(target)));
   // qemu-img empties no image that it has opened through a filter.
   if (!keepOverlay && !top.node.filtered) await makeEmpty(top, signal);
 }
@@ -103,6 +105,30 @@ async function withWritable(
     throw error;
   }
   await target.close();
+}
+
+/** Runs `fn` while nobody reads the images between `top` and `base` for their own sake: they make no sense from then on. */
+async function withoutReaders(top: BlockBackend, base: BlockNode, fn: () => Promise<void>): Promise<void> {
+  const { context, root } = top;
+  const between: BlockNode[] = [];
+  for (let node = backingChainNext(top.node); node && node !== base; node = backingChainNext(node))
+    between.push(node);
+  if (between.length === 0) return fn();
+  const { used, shared } = root.perm;
+  const perm = { used: Perm.None, shared: Perm.Write | Perm.WriteUnchanged };
+  const held: BlockBackend[] = [];
+  try {
+    // What is read through them here is read knowingly.
+    await context.run((main) => setEdgePerm(main, root, { used: used & ~Perm.ConsistentRead, shared }));
+    for (const node of between) {
+      refNode(node);
+      held.push(await context.run((main) => BlockBackend.forNode(main, node, { perm })));
+    }
+    await fn();
+  } finally {
+    for (const backend of held) await backend.close();
+    await context.run((main) => setEdgePerm(main, root, { used, shared }));
+  }
 }
 
 async function copyDown(

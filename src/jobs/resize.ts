@@ -20,17 +20,15 @@ export class ShrinkError extends BlockError {
   }
 }
 
-export function resizeImage(
+export async function resizeImage(
   image: BlockBackend,
   { newSize, preallocation, shrink, signal }: ResizeRequest,
 ): Promise<void> {
-  return image.run(async (co, root) => {
-    const oldBytes = await root.node.getLength(co);
-    const bytes = newSize(oldBytes);
-    if (bytes <= 0) throw new BlockError("EINVAL", "New image size must be positive");
-    if (bytes <= oldBytes && preallocation !== "off")
-      throw new BlockError("EINVAL", "Preallocation can only be used for growing images");
-    if (bytes < oldBytes && !shrink) throw new ShrinkError();
-    await root.truncate(co, bytes, true, preallocation);
-  }, signal);
+  const oldBytes = await image.getLength();
+  const bytes = newSize(oldBytes);
+  if (bytes <= 0) throw new BlockError("EINVAL", "New image size must be positive");
+  if (bytes <= oldBytes && preallocation !== "off")
+    throw new BlockError("EINVAL", "Preallocation can only be used for growing images");
+  if (bytes < oldBytes && !shrink) throw new ShrinkError();
+  await image.truncate(bytes, preallocation, true, signal);
 }

@@ -21,12 +21,6 @@ export const DIFFERENCES: readonly Difference[] = [
     applies: (_, theirs) => theirs.exitCode === -1,
   },
   {
-    why: "Images are not locked yet, neither against another process nor against a second node of the same one.",
-    what: "all",
-    applies: (_, theirs) =>
-      /Failed to get (shared )?"(write|resize|consistent read)" lock/.test(theirs.stderr),
-  },
-  {
     why: "A conversion that is refused does not end with 0, as it does with --target-is-zero over a backing file.",
     what: "all",
     applies: (_, theirs) => theirs.stderr.includes("Cannot use --target-is-zero"),

@@ -97,8 +97,10 @@ describe("qcow2 snapshots with VM state", { skip }, () => {
 
   it("is not saved where nothing may be written, nor where there is no place for it", async () => {
     makeImage(image("state"), "1M", "");
-    await using disk = await open(image("state"), true);
-    await assert.rejects(disk.snapshots.saveVmState(0, new Uint8Array(512)), { errno: "EPERM" });
+    {
+      await using disk = await open(image("state"), true);
+      await assert.rejects(disk.snapshots.saveVmState(0, new Uint8Array(512)), { errno: "EPERM" });
+    }
     await using raw = await openBackend({ driver: "file", filename: image("state") });
     await assert.rejects(raw.snapshots.saveVmState(0, new Uint8Array(512)), { errno: "ENOTSUP" });
     await assert.rejects(raw.snapshots.loadVmState(0, new Uint8Array(512)), { errno: "ENOTSUP" });
