@@ -90,8 +90,11 @@ export interface OpenEnvironment {
 
 /** Files that are being made elsewhere than at their names. */
 export interface FileStaging {
-  /** Opens the file that is to get this name, to be emptied and written. `lock` throws where somebody else uses it. */
-  readonly create: (filename: string, lock: (fd: number) => void) => number;
+  /**
+   * Opens the file that is to get this name, to be emptied and written. `lock` throws where somebody else uses it as he
+   * must not, and gives whether somebody uses it at all.
+   */
+  readonly create: (filename: string, lock: (fd: number) => boolean) => number;
   /** Where the file of this name lies at present. */
   readonly locate: (filename: string) => string;
 }

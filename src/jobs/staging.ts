@@ -4,7 +4,8 @@
  *
  * The other name follows from the file's own, so that what a killed process left behind is taken over by the next one
  * that makes the same file, and two at once meet at the lock on it. Not all can be had so: what must stay the file that
- * it is (one with several names, or of another owner; a descriptor under /proc; a file that something is mounted on) is
+ * it is (one with several names, of another owner, or that somebody has open; a descriptor under /proc; a file that
+ * something is mounted on) is
  * written in place, as all is by qemu-img.
  */
 
@@ -32,6 +33,8 @@ interface StagedFile {
   readonly replaced: number | undefined;
 }
 
+type Lock = Parameters<FileStaging["create"]>[1];
+
 const { O_RDWR, O_CREAT, O_NOFOLLOW } = fs.constants;
 
 /** As many as Linux follows. */
@@ -41,7 +44,7 @@ export class Staging implements FileStaging {
   /** By the absolute name that was asked for, in the order in which they were made. */
   readonly #files = new Map<string, StagedFile>();
 
-  create(filename: string, lock: (fd: number) => void): number {
+  create(filename: string, lock: Lock): number {
     const name = path.resolve(filename);
     const known = this.#files.get(name);
     if (known) return openLocked(known.made, O_RDWR, lock);
@@ -162,11 +165,20 @@ function isMountPoint(target: string): boolean {
 function makeBeside(
   target: string,
   before: fs.Stats | undefined,
-  lock: (fd: number) => void,
+  lock: Lock,
 ): (Omit<StagedFile, "target"> & { readonly fd: number }) | undefined {
   const made = path.join(path.dirname(target), `.${path.basename(target)}.bdrv-part`);
+  let isShared = false;
   // Who may not write the old file may not replace it.
-  const replaced = before && openLocked(target, O_RDWR, lock);
+  const replaced =
+    before &&
+    openLocked(target, O_RDWR, (fd) => {
+      isShared = lock(fd);
+    });
+  if (replaced !== undefined && isShared) {
+    fs.closeSync(replaced);
+    return undefined;
+  }
   try {
     const fd = openLocked(made, O_RDWR | O_CREAT | O_NOFOLLOW, (each) => {
       checkOwn(each);

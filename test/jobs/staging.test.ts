@@ -87,6 +87,16 @@ describe("a new image", () => {
     assert.equal(fs.statSync(at("other")).size, BYTES);
   });
 
+  it("is written into a file that another process has open", async (t) => {
+    const { at, source } = await setUp(t);
+    fs.writeFileSync(at("out"), Buffer.alloc(512, "old"));
+    const other = await openBackend({ driver: "raw", file: { driver: "file", filename: at("out") } });
+    const before = inode(at("out"));
+    await convert([source], { filename: at("out") });
+    assert.equal(inode(at("out")), before);
+    await other.close();
+  });
+
   it("is written to a descriptor's name where it is", async (t) => {
     const { dir, at, source } = await setUp(t);
     const fd = fs.openSync(at("out"), "w+");
@@ -175,7 +185,7 @@ describe("staging", () => {
     const dir = tempDir(t);
     const name = path.join(dir, "new");
     const one = new Staging();
-    fs.closeSync(one.create(name, () => {}));
+    fs.closeSync(one.create(name, () => false));
     const other = new Staging();
     assert.throws(
       () =>
