@@ -25,6 +25,7 @@ export class Trust {
   readonly #base: OpenEnvironment;
   #guard: Guard | undefined;
   #environment: OpenEnvironment | undefined;
+  #watchdog: { terminate(): Promise<number> } | undefined;
 
   constructor(base: OpenEnvironment) {
     this.#base = base;
@@ -43,9 +44,14 @@ export class Trust {
     if (!this.#guard) return this.#base;
     if (!this.#environment) {
       this.#environment = { ...this.#base, guard: this.#guard };
-      startWatchdog(this.#guard.limits.seconds);
+      this.#watchdog = startWatchdog(this.#guard.limits.seconds);
     }
     return this.#environment;
+  }
+
+  /** The command is through. */
+  async end(): Promise<void> {
+    await this.#watchdog?.terminate();
   }
 }
 
@@ -56,7 +62,7 @@ const GRACE_SECONDS = 10;
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** Another thread ends the process when the time is over, whatever this one does. */
-function startWatchdog(seconds: number): void {
+function startWatchdog(seconds: number): { terminate(): Promise<number> } {
   // Not imported: who trusts his images has no use for it.
   const { Worker } = process.getBuiltinModule("node:worker_threads");
   const milliseconds = Math.min((seconds + GRACE_SECONDS) * 1000, MAX_TIMER_MS);
@@ -65,5 +71,7 @@ function startWatchdog(seconds: number): void {
     require("node:fs").writeSync(2, ${JSON.stringify(text)});
     process.kill(process.pid, "SIGKILL");
   }, ${milliseconds});`;
-  new Worker(code, { eval: true }).unref();
+  const worker = new Worker(code, { eval: true });
+  worker.unref();
+  return worker;
 }
