@@ -10,6 +10,5 @@ const BY_NAME = 2;
 /** A driver that comes takes its line with it. */
 export const foreignFormats: readonly ForeignFormat[] = [
   { formatName: "qcow", probe: bySignature({ text: "QFI\xfb\0\0\0\x01" }) },
-  { formatName: "qed", probe: bySignature({ text: "QED\0" }) },
   { formatName: "dmg", probe: (_, filename) => (filename.endsWith(".dmg") ? BY_NAME : 0) },
 ];
