@@ -4,9 +4,8 @@
  *
  * The other name follows from the file's own, so that what a killed process left behind is taken over by the next one
  * that makes the same file, and two at once meet at the lock on it. Not all can be had so: what must stay the file that
- * it is (one with several names, of another owner, or that somebody has open; a descriptor under /proc; a file that
- * something is mounted on) is
- * written in place, as all is by qemu-img.
+ * it is (one with several names, of another owner, or that somebody has open; a descriptor under /proc; a file that is
+ * mounted) is written in place, as all is by qemu-img.
  */
 
 import fs from "node:fs";
