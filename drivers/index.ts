@@ -77,6 +77,11 @@ const entries = {
     probe: bySignature({ text: "conectix" }),
     load: async () => (await import("./vpc/index.ts")).vpc,
   },
+  qed: {
+    kind: "format",
+    probe: bySignature({ text: "QED\0" }),
+    load: async () => (await import("./qed/index.ts")).qed,
+  },
   qcow2: {
     kind: "format",
     probe: isQcow2,
