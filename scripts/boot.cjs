@@ -1,7 +1,7 @@
 /**
- * dist/bdrv.cjs: starts the bundled command. bundle.mjs puts its chunks beside it, which are plain CommonJS, and what
- * V8 made of them when they were built: with that, nothing is parsed and little compiled. Code of another node, or of
- * other flags of V8, is no use; then node loads the chunks, and keeps its own cache where it has one (22.8).
+ * dist/bdrv.cjs: starts the bundled command. bundle.mjs puts its chunks beside it, and what V8 made of them when they
+ * were built: with that, nothing is parsed and little compiled. Code of another node is no use; then node loads the
+ * chunks, and keeps its own cache where it has one (22.8).
  */
 
 "use strict";
@@ -23,17 +23,22 @@ function load(name) {
   const known = loaded.get(name);
   if (known) return known.exports;
   const filename = `${chunks}/${name}`;
-  const cachedData = codeOf(name);
-  // esbuild writes ASCII.
-  const source = fs.readFileSync(filename, "latin1");
-  const script = new vm.Script(`(function(exports,require,module,__filename){${source}\n})`, {
-    filename,
-    cachedData,
-  });
   const module = { exports: {} };
   loaded.set(name, module);
-  script.runInThisContext()(module.exports, requireFrom, module, filename);
+  functionIn(filename, name)(module.exports, requireFrom, module, filename, chunks);
   return module.exports;
+}
+
+function requireFrom(name) {
+  return name.startsWith("./") ? load(name.slice(2)) : require(name);
+}
+
+/** A chunk is one assignment: as a script, and as a module too. */
+function functionIn(filename, name) {
+  if (!hasCode) return require(filename).chunk;
+  // esbuild writes ASCII.
+  const source = fs.readFileSync(filename, "latin1");
+  return new vm.Script(source, { filename, cachedData: codeOf(name) }).runInThisContext();
 }
 
 /** Undefined for a chunk that no usual command needs. */
@@ -45,12 +50,6 @@ function codeOf(name) {
   }
 }
 
-function requireFrom(name) {
-  return name.startsWith("./") ? load(name.slice(2)) : require(name);
-}
-
-if (fs.existsSync(code)) load(MAIN);
-else {
-  require("node:module").enableCompileCache?.();
-  require(`./chunks/${MAIN}`);
-}
+const hasCode = fs.existsSync(code);
+if (!hasCode) require("node:module").enableCompileCache?.();
+load(MAIN);

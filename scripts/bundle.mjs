@@ -8,7 +8,7 @@
  * - With each file lies what V8 made of it, for a node like this one: see boot.cjs.
  */
 
-import { execFileSync } from "node:child_process";
+import { spawnSync } from "node:child_process";
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
@@ -45,7 +45,11 @@ const TO_COMMONJS = {
   format: "cjs",
   // A chunk is loaded by require(): import() would start the ESM loader after all.
   supported: { "dynamic-import": false },
-  define: { "import.meta.url": "importMetaUrl" },
+  define: {
+    "import.meta.url": "importMetaUrl",
+    "import.meta.dirname": "__dirname",
+    "import.meta.filename": "__filename",
+  },
 };
 const OWN_URL = 'const importMetaUrl=require("node:url").pathToFileURL(__filename).href;';
 // Native builds and wasm find their files beside themselves.
@@ -96,20 +100,41 @@ async function writeAlone(name) {
   write(name, code);
 }
 
-/** One file of all chunks that have come to lie in it: its exports are theirs, by their names. */
+/** One file of all chunks that have come to lie in it. */
 async function writeJoined(home) {
   const names = [...chunks.keys()].filter((name) => homes.get(name) === home);
   const { outputFiles } = await build({
     ...TO_COMMONJS,
-    stdin: {
-      contents: names.map((name) => `export * as ${JSON.stringify(name)} from "./${name}";`).join(""),
-    },
+    stdin: { contents: doorTo(names) },
     bundle: true,
     write: false,
     external: EXTERNAL,
     plugins: [{ name: "chunks", setup: (esbuild) => takeFromMemory(esbuild, home) }],
   });
   write(home, outputFiles[0].text);
+}
+
+/** A function that gives the exports of a chunk by its name: hundreds of getters that hardly anybody needs. */
+function doorTo(names) {
+  const imports = [];
+  const cases = names.map((name, index) => {
+    const getters = exportsOf(name).map((exported) => {
+      imports.push(`import { ${exported} as ${exported}$${index} } from "./${name}";`);
+      return `get ${exported}() { return ${exported}$${index}; }`;
+    });
+    imports.push(`import "./${name}";`);
+    return `case ${JSON.stringify(name)}: return { __esModule: true, ${getters.join(", ")} };`;
+  });
+  return `${imports.join("")} export function chunk(name) { switch (name) { ${cases.join(" ")} } }`;
+}
+
+/** As esbuild writes it at the end of each chunk. */
+function exportsOf(name) {
+  const [, list = ""] = /export\{([^}]*)\};\s*$/.exec(chunks.get(name)) ?? [];
+  return list
+    .split(",")
+    .filter(Boolean)
+    .map((item) => item.split(" as ").at(-1));
 }
 
 function takeFromMemory(esbuild, home) {
@@ -132,9 +157,11 @@ function requireBuiltins(text) {
 function write(name, code) {
   const placed = code.replaceAll(/require\("\.\/([^"]+)"\)/g, (call, chunk) => {
     const home = homes.get(chunk);
-    return home === undefined ? call : `require("./${home}")[${JSON.stringify(chunk)}]`;
+    return home === undefined ? call : `require("./${home}").chunk(${JSON.stringify(chunk)})`;
   });
-  fs.writeFileSync(path.join(CHUNKS, name), (placed.includes("importMetaUrl") ? OWN_URL : "") + placed);
+  const own = placed.includes("importMetaUrl") ? OWN_URL : "";
+  const text = `this.chunk=function(exports,require,module,__filename,__dirname){${own}${placed}}`;
+  fs.writeFileSync(path.join(CHUNKS, name), text);
 }
 
 async function writeBoot() {
@@ -143,14 +170,14 @@ async function writeBoot() {
   fs.writeFileSync(path.join(OUTPUT, "bdrv.cjs"), `#!/usr/bin/env node\n${code}`, { mode: 0o755 });
 }
 
-/** Chunks that are loaded by the same runs, where there are several. */
+/** Chunks that are loaded by the same runs; those that the first needs, by all. */
 function together(runs) {
   const byRuns = new Map();
   for (const name of chunks.keys()) {
-    const key = runs.map((loaded) => (loaded.has(name) ? 1 : 0)).join("");
+    const key = runs[0].has(name) ? "all" : runs.map((loaded) => (loaded.has(name) ? 1 : 0)).join("");
     byRuns.set(key, [...(byRuns.get(key) ?? []), name]);
   }
-  return [...byRuns].filter(([key]) => key.includes("1")).map(([, names]) => names);
+  return [...byRuns].filter(([key]) => /[1a]/.test(key)).map(([, names]) => names);
 }
 
 /**
@@ -162,10 +189,12 @@ function runUsual() {
   const loaded = path.join(directory, "loaded");
   const env = { ...process.env, BDRV_CODE: path.resolve(CODE), BDRV_LOADED: loaded };
   const watched = ["-r", path.join(import.meta.dirname, "watch-chunks.cjs")];
+  // A command that fails says so, and starts no slower than it would have.
   const bdrv = (words, options = []) =>
-    execFileSync(process.execPath, [...options, path.resolve(OUTPUT, "bdrv.cjs"), ...words], {
+    spawnSync(process.execPath, [...options, path.resolve(OUTPUT, "bdrv.cjs"), ...words], {
       cwd: directory,
       env,
+      stdio: ["ignore", "ignore", "inherit"],
     });
   try {
     bdrv(["create", "-f", "qcow2", "a", "64M"]);

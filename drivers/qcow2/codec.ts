@@ -7,7 +7,6 @@
  *    bounded by the cluster, whatever the stream says.
  */
 
-import { createRequire } from "node:module";
 import { BlockError } from "../../src/block/errors.ts";
 import { type Inflater, openInflater, zlib } from "./inflate.ts";
 import type { CompressionType } from "./state.ts";
@@ -72,13 +71,12 @@ export function resetCodecs(): void {
 let inflater: Inflater | undefined;
 let zstd: Zstd | undefined;
 
-const require = createRequire(import.meta.url);
-
 /** An optional dependency: undefined where it is missing or was built for another node. */
 function loadNative(name: string): unknown {
   if (process.env["BDRV_NO_NATIVE"] === "1") return undefined;
   try {
-    return require(name);
+    const { createRequire } = process.getBuiltinModule("node:module");
+    return createRequire(import.meta.filename)(name);
   } catch {
     return undefined;
   }

@@ -117,7 +117,7 @@ async function makeState(
     useLazyRefcounts: runtime.useLazyRefcounts,
     overlapChecks: runtime.overlapChecks,
   };
-  startCleaning(state, runtime.cleanSeconds);
+  if (!flags.noIo) startCleaning(state, runtime.cleanSeconds);
   return state;
 }
 

@@ -123,10 +123,19 @@ function makeContext(program: string, streams: ProgramStreams): { context: CliCo
     fatal,
     secret,
     throttleGroup,
-    signal: streams.signal,
+    get signal() {
+      return streams.signal;
+    },
   });
+  const { stdout, stdin, progressRequest } = streams;
   const context: CliContext = {
-    ...streams,
+    stdout,
+    stderr,
+    stdin,
+    ...(progressRequest && { progressRequest }),
+    get signal() {
+      return streams.signal;
+    },
     program,
     objects,
     get environment() {

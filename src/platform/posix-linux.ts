@@ -10,15 +10,15 @@
  * 3. An address of a caller's buffer is never kept: buffers are detached, resized and collected.
  */
 
-import { createRequire } from "node:module";
-import * as os from "node:os";
+import fs from "node:fs";
 import { getSystemErrorMap } from "node:util";
 import type { Posix } from "./posix.ts";
 import { blockDeviceSize } from "./posix-portable.ts";
 
 /** The part of koffi that is used: its own types are there only where it could be installed. */
-interface Koffi {
-  load(path: null): LibraryHandle;
+export interface Koffi {
+  /** Null: what the process has already. */
+  load(path: string | null): LibraryHandle;
   /** The address of a buffer's memory. */
   address(buffer: ArrayBuffer | ArrayBufferView): bigint;
   errno(): number;
@@ -30,9 +30,19 @@ interface LibraryHandle {
   func(declaration: string): VariadicCall;
 }
 
-const errnos = os.constants.errno;
-const { EAGAIN, EACCES, EINTR, EINVAL, ENODEV, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, ESPIPE, EXDEV } =
-  errnos;
+// As Linux has them on every processor that is meant here: node:os would be loaded for them alone.
+const EPERM = 1;
+const EINTR = 4;
+const ENXIO = 6;
+const EAGAIN = 11;
+const EACCES = 13;
+const EXDEV = 18;
+const ENODEV = 19;
+const EINVAL = 22;
+const ENOTTY = 25;
+const ESPIPE = 29;
+const ENOSYS = 38;
+const EOPNOTSUPP = 95;
 
 /** Undefined where there is no koffi for this system, or none is wanted. */
 export function linuxPosix(): Posix | undefined {
@@ -40,7 +50,7 @@ export function linuxPosix(): Posix | undefined {
   // The layouts below are those of 64-bit little-endian Linux.
   if (process.arch !== "x64" && process.arch !== "arm64") return undefined;
   try {
-    const koffi = loadKoffi(createRequire(import.meta.url));
+    const koffi = loadKoffi();
     const lib = koffi.load(null);
     return {
       native: true,
@@ -57,16 +67,30 @@ export function linuxPosix(): Posix | undefined {
 }
 
 /**
- * koffi's own loader looks for a build that fits in 5 ms, and loads it in 0.8; so the likely one is tried first. It is
- * not where it is looked for with some package managers, and does not load with musl.
+ * koffi's own loader looks for a build that fits in 5 ms, and require resolves in 0.8; so the likely file is loaded by its
+ * place first, in 0.5. It is not where it is looked for with some package managers, and does not load with musl.
  */
-function loadKoffi(require: NodeJS.Require): Koffi {
+export function loadKoffi(): Koffi {
   const { arch } = process;
+  const place = `node_modules/@koromix/koffi-linux-${arch}/linux_${arch}/koffi.node`;
+  const above = directoriesAbove(import.meta.dirname).find((directory) =>
+    fs.existsSync(`${directory}/${place}`),
+  );
   try {
-    return require(`@koromix/koffi-linux-${arch}/linux_${arch}/koffi.node`) as Koffi;
+    const module = { exports: {} };
+    if (above !== undefined) process.dlopen(module, `${above}/${place}`);
+    if ("load" in module.exports) return module.exports as Koffi;
   } catch {
-    return require("koffi") as Koffi;
+    // Built for another C library.
   }
+  const { createRequire } = process.getBuiltinModule("node:module");
+  return createRequire(import.meta.filename)("koffi") as Koffi;
+}
+
+/** From the nearest one on. */
+function directoriesAbove(directory: string): string[] {
+  const parts = directory.split("/");
+  return parts.map((_, index) => parts.slice(0, parts.length - index).join("/"));
 }
 
 const RWF_NOWAIT = 0x8;
@@ -91,7 +115,7 @@ function preadCalls(koffi: Koffi, lib: LibraryHandle): Pick<Posix, "canPreadNowa
   const base = new BigUint64Array(iov, 0, 1);
   const length = new Uint32Array(iov, 8, 2);
   const iovAddress = Number(koffi.address(iov));
-  const zeroIsEnd = !readsZeroBeforeEnd(os.release());
+  let zeroIsEnd: boolean | undefined;
   // Without a use after the call the optimizer may let a buffer die while the kernel still writes to it.
   const inUse: { buffer: Uint8Array | undefined } = { buffer: undefined };
 
@@ -105,7 +129,10 @@ function preadCalls(koffi: Koffi, lib: LibraryHandle): Pick<Posix, "canPreadNowa
       const errno = count < 0 ? koffi.errno() : 0;
       inUse.buffer = undefined;
       if (count > 0) return count;
-      if (count === 0) return zeroIsEnd || buffer.length === 0 ? 0 : -1;
+      if (count === 0) {
+        zeroIsEnd ??= !readsZeroBeforeEnd(process.getBuiltinModule("node:os").release());
+        return zeroIsEnd || buffer.length === 0 ? 0 : -1;
+      }
       if (readElsewhere.has(errno)) return -1;
       throw systemError(errno, "preadv2");
     },
@@ -221,7 +248,11 @@ function alignedBuffer(koffi: Koffi, bytes: number, alignment: number): Uint8Arr
 }
 
 /** koffi gives an int64_t as a number as long as it is a safe integer, which all results here are. */
-type Call = (...args: number[]) => number;
+interface Call {
+  (...args: (number | bigint)[]): number;
+  /** On the thread pool; the last argument is called at its end. */
+  async(...args: (number | bigint | ((error: Error | null, result: number) => void))[]): void;
+}
 
 /** Behind the fixed arguments of a variadic function, each argument's type comes before it. */
 type VariadicCall = (fd: number, command: number, type: "int64_t", argument: number) => number;
@@ -242,5 +273,6 @@ function systemError(errno: number, syscall: string): NodeJS.ErrnoException {
 
 /** Node's map knows only what libuv does. */
 function nameOf(errno: number): string {
+  const { errno: errnos } = process.getBuiltinModule("node:os").constants;
   return Object.entries(errnos).find(([, value]) => value === errno)?.[0] ?? `E${errno}`;
 }

@@ -469,6 +469,7 @@ describe("loading", () => {
         if (name.includes("koffi")) throw new Error("not installed");
         return load.call(this, name, ...rest);
       };
+      process.dlopen = () => { throw new Error("not for this system"); };
       return posix().native;`;
     assert.equal(run(script, {}), false);
   });
