@@ -10,7 +10,7 @@ export function openFailed(file: BlockChild, errno: Errno): BlockError {
 }
 
 /** For an image that has no backing file, of a format that can have one. */
-export function refuseBacking({ optionKeys }: Pick<OpeningNode, "optionKeys">): void {
-  if (optionKeys().some((key) => key === "backing" || key.startsWith("backing.")))
+export function refuseBacking({ flags, optionKeys }: Pick<OpeningNode, "flags" | "optionKeys">): void {
+  if (!flags.noBacking && optionKeys().some((key) => key === "backing" || key.startsWith("backing.")))
     throw new BlockError("EINVAL", "Driver doesn't support backing files");
 }

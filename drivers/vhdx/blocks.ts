@@ -37,22 +37,25 @@ export async function pread(
   }
 }
 
+/** Who comes first has the first places: a request that needs any has the lock until its end. */
 export async function pwrite(
   co: Coroutine<"read">,
   state: VhdxState,
   guestOffset: number,
   iov: IoVector,
 ): Promise<void> {
-  const { blockSize } = state.geometry;
-  if (!state.isMarked) await state.lock.run(() => markChanged(co, state));
-  const bytes = iovLength(iov);
-  for (let done = 0; done < bytes; ) {
-    co.checkAborted();
-    const at = guestOffset + done;
-    const end = Math.min(bytes, done + blockSize - (at % blockSize));
-    await writePiece(co, state, at, iovSlice(iov, done, end));
-    done = end;
+  const { geometry, bat } = state;
+  const { blockSize } = geometry;
+  const last = Math.floor((guestOffset + iovLength(iov) - 1) / blockSize);
+  for (let block = Math.floor(guestOffset / blockSize); block <= last; block++) {
+    const entry = state.isMarked ? bat.peek(batIndex(geometry, block)) : undefined;
+    if (entry !== undefined && stateBits(entry) === BlockState.FullyPresent) continue;
+    return state.lock.run(async () => {
+      await markChanged(co, state);
+      await writePieces(co, state, guestOffset, iov);
+    });
   }
+  await writePieces(co, state, guestOffset, iov);
 }
 
 /** Of images with a parent only: QEMU calls all of the others data. */
@@ -165,8 +168,8 @@ function checkParent({ filename, backing, childrenOverridden }: VhdxState["node"
   parent.isChecked = true;
 }
 
-/** Within one block. */
-async function writePiece(
+/** Under the lock unless all blocks are the image's own. */
+async function writePieces(
   co: Coroutine<"read">,
   state: VhdxState,
   guestOffset: number,
@@ -174,15 +177,18 @@ async function writePiece(
 ): Promise<void> {
   const { geometry, file } = state;
   const { blockSize } = geometry;
-  const index = batIndex(geometry, Math.floor(guestOffset / blockSize));
-  const within = guestOffset % blockSize;
-  const entry = await entryOf(co, state, index);
-  if (stateBits(entry) === BlockState.FullyPresent) return file.pwrite(co, placeOf(entry) + within, iov);
-  return state.lock.run(async () => {
-    const now = await entryOf(co, state, index);
-    if (stateBits(now) === BlockState.FullyPresent) return file.pwrite(co, placeOf(now) + within, iov);
-    await fillBlock(co, state, index, now, guestOffset, iov);
-  });
+  const bytes = iovLength(iov);
+  for (let done = 0; done < bytes; ) {
+    co.checkAborted();
+    const at = guestOffset + done;
+    const within = at % blockSize;
+    const piece = iovSlice(iov, done, Math.min(bytes, done + blockSize - within));
+    const index = batIndex(geometry, Math.floor(at / blockSize));
+    const entry = await entryOf(co, state, index);
+    if (stateBits(entry) === BlockState.FullyPresent) await file.pwrite(co, placeOf(entry) + within, piece);
+    else await fillBlock(co, state, index, entry, at, piece);
+    done += iovLength(piece);
+  }
 }
 
 /**

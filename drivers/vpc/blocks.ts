@@ -36,21 +36,42 @@ export async function pwrite(
 ): Promise<void> {
   const { blockSize, bitmapBytes, table } = blocks;
   const bytes = iovLength(iov);
+  await ensurePlaces(co, state, blocks, guestOffset, bytes);
   for (let done = 0; done < bytes; ) {
     co.checkAborted();
     const at = guestOffset + done;
     const within = at % blockSize;
     const piece = iovSlice(iov, done, Math.min(bytes, done + blockSize - within));
-    const index = Math.floor(at / blockSize);
-    let entry = await entryOf(co, blocks, index);
-    if (entry === UNUSED) entry = await blocks.lock.run(() => allocate(co, state, blocks, index));
-    const bitmap = entry * SECTOR_SIZE;
+    const bitmap = (await entryOf(co, blocks, Math.floor(at / blockSize))) * SECTOR_SIZE;
     await state.file.pwrite(co, bitmap + bitmapBytes + within, piece);
     if (blocks.differencing || blocks.lastBitmap !== bitmap)
       await blocks.lock.run(() => noteSectors(co, state, blocks, bitmap, within, iovLength(piece)));
     done += iovLength(piece);
   }
   if (table.hasDirty && !blocks.differencing) await table.write(co);
+}
+
+/** Who comes first has the first places: all blocks of a request get theirs at once, before those of the next. */
+async function ensurePlaces(
+  co: Coroutine<"read">,
+  state: VpcState,
+  blocks: Blocks,
+  guestOffset: number,
+  bytes: number,
+): Promise<void> {
+  const { blockSize, table } = blocks;
+  const first = Math.floor(guestOffset / blockSize);
+  const last = Math.floor((guestOffset + bytes - 1) / blockSize);
+  const isMissing = (index: number) => (table.peek(index) ?? UNUSED) === UNUSED;
+  for (let index = first; index <= last; index++) {
+    if (!isMissing(index)) continue;
+    return blocks.lock.run(async () => {
+      for (let next = index; next <= last; next++) {
+        co.checkAborted();
+        await allocate(co, state, blocks, next);
+      }
+    });
+  }
 }
 
 /** Runs end with a block; what has no place in the file is joined over blocks.  @qemu vpc_co_block_status */
@@ -174,10 +195,9 @@ async function allocate(
   { file }: VpcState,
   blocks: Blocks,
   index: number,
-): Promise<number> {
+): Promise<void> {
   const { blockSize, bitmapBytes, table, footerBytes, freeOffset, differencing } = blocks;
-  const known = await entryOf(co, blocks, index);
-  if (known !== UNUSED) return known;
+  if ((await entryOf(co, blocks, index)) !== UNUSED) return;
   const entry = freeOffset / SECTOR_SIZE;
   const dataStart = freeOffset + bitmapBytes;
   const end = dataStart + blockSize;
@@ -192,7 +212,6 @@ async function allocate(
   blocks.freeOffset = end;
   table.dependsOnFlush = true;
   await table.set(co, index, entry);
-  return entry;
 }
 
 /** Says in the block's bitmap that the sectors have been written. Under the lock. */

@@ -27,10 +27,9 @@ export function sectorsOf({ cylinders, heads, sectorsPerTrack }: Geometry): numb
 export function diskSectors(footer: Footer, rule: SizeRule | undefined): number {
   const byGeometry = sectorsOf(footer);
   const isBySize =
-    byGeometry === MAX_GEOMETRY_SECTORS || CREATORS_BY_SIZE.includes(text(footer.creatorApplication));
-  if (rule === undefined ? isBySize : rule === "current_size")
-    return Math.floor(footer.currentSize / SECTOR_SIZE);
-  return byGeometry;
+    rule === undefined ? CREATORS_BY_SIZE.includes(text(footer.creatorApplication)) : rule === "current_size";
+  if (!isBySize && byGeometry !== MAX_GEOMETRY_SECTORS) return byGeometry;
+  return Math.floor(footer.currentSize / SECTOR_SIZE);
 }
 
 /** The geometry that the specification gives a disk of so many sectors: of at most so many. */
