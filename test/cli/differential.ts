@@ -53,8 +53,8 @@ export async function runOurs(
   }
 }
 
-export function runTheirs(args: readonly string[], directory: string): RunResult {
-  const { stdout, stderr, status } = spawnSync("qemu-img", args, { cwd: directory, encoding: "utf8" });
+export function runTheirs(args: readonly string[], directory: string, tool = "qemu-img"): RunResult {
+  const { stdout, stderr, status } = spawnSync(tool, args, { cwd: directory, encoding: "utf8" });
   return { stdout, stderr, exitCode: status ?? -1 };
 }
 
