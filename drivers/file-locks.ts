@@ -17,21 +17,40 @@ import type { PermissionChange } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
 import { posix } from "../src/platform/posix.ts";
 
-/** Masks of `Perm`. */
-interface LockSet {
-  readonly used: number;
-  readonly unshared: number;
+/** A byte of the file that stands for the use of a permission, or for not sharing it. */
+interface LockByte {
+  /** Its bit in a mask of locks. */
+  readonly bit: number;
+  readonly at: number;
+  /** The byte that is locked by those who are in the way. */
+  readonly opposite: number;
+  readonly refusal: string;
 }
 
 const USED_BASE = 100;
 const UNSHARED_BASE = 200;
+const PERMISSIONS = [Perm.ConsistentRead, Perm.Write, Perm.WriteUnchanged, Perm.Resize] as const;
 
-/** The permissions one by one, each with its number. */
-const PERMISSIONS = [Perm.ConsistentRead, Perm.Write, Perm.WriteUnchanged, Perm.Resize].map(
-  (bit, number) => ({ bit, number }),
-);
+/** Those of what is used come first, and are looked at first. */
+const LOCK_BYTES: readonly LockByte[] = [
+  ...PERMISSIONS.map((perm, number) => ({
+    bit: perm,
+    at: USED_BASE + number,
+    opposite: UNSHARED_BASE + number,
+    refusal: `Failed to get "${permNames(perm)}" lock`,
+  })),
+  ...PERMISSIONS.map((perm, number) => ({
+    bit: perm << PERMISSIONS.length,
+    at: UNSHARED_BASE + number,
+    opposite: USED_BASE + number,
+    refusal: `Failed to get shared "${permNames(perm)}" lock`,
+  })),
+];
 
-const NOTHING: LockSet = { used: 0, unshared: 0 };
+/** A mask of the locks that stand for a pair of permissions. */
+function locksFor({ used, shared }: PermPair): number {
+  return used | ((Perm.All & ~shared) << PERMISSIONS.length);
+}
 
 /** Whether open files can be locked here; `fd` is any. Linux knows such locks since 3.15, koffi how to ask for them. */
 export function canLock(fd: number): boolean {
@@ -49,14 +68,13 @@ export function lockForCreate(fd: number, filename: string, sharesWrites: boolea
   return posix().ofdTest(fd, "write", USED_BASE, UNSHARED_BASE + PERMISSIONS.length - USED_BASE) === false;
 }
 
-/** The locks of one open file. */
+/** The locks of one open file, as masks. */
 export class FileLocks {
   #fd: number;
   readonly #filename: string;
-  /** Bytes that are locked. */
-  #held = NOTHING;
+  #held = 0;
   /** What is to stay locked when the change under way becomes final. */
-  #wanted = NOTHING;
+  #wanted = 0;
 
   constructor(fd: number, filename: string) {
     this.#fd = fd;
@@ -64,18 +82,17 @@ export class FileLocks {
   }
 
   /** Locks what `pair` needs beside what is locked already, or throws; then one of the answer's functions is called. */
-  prepare({ used, shared }: PermPair): PermissionChange | undefined {
+  prepare(pair: PermPair): PermissionChange | undefined {
     const [held, wanted] = [this.#held, this.#wanted];
-    const next = { used, unshared: Perm.All & ~shared };
-    if (next.used === wanted.used && next.unshared === wanted.unshared) return undefined;
-    const grows = (next.used & ~held.used) | (next.unshared & ~held.unshared);
+    const next = locksFor(pair);
+    if (next === wanted) return undefined;
     const abort = () => {
       this.#wanted = wanted;
       this.#narrow(held);
     };
     try {
       // Who needs no more than it has is in nobody's way, and need not look.
-      if (grows !== 0) {
+      if (next & ~held) {
         this.#lock(next);
         this.#check(next);
       }
@@ -91,49 +108,39 @@ export class FileLocks {
   moveTo(fd: number): void {
     const held = this.#held;
     this.#fd = fd;
-    this.#held = NOTHING;
+    this.#held = 0;
     this.#lock(held);
   }
 
-  #lock({ used, unshared }: LockSet): void {
-    this.#lockBytes(USED_BASE, used & ~this.#held.used);
-    this.#held = { ...this.#held, used: this.#held.used | used };
-    this.#lockBytes(UNSHARED_BASE, unshared & ~this.#held.unshared);
-    this.#held = { ...this.#held, unshared: this.#held.unshared | unshared };
-  }
-
-  #lockBytes(base: number, mask: number): void {
-    for (const { bit, number } of PERMISSIONS) {
-      if (mask & bit && posix().ofdLock(this.#fd, "read", base + number, 1) === false)
-        throw new BlockError("EAGAIN", `Failed to lock byte ${base + number}`);
+  #lock(locks: number): void {
+    for (const { bit, at } of LOCK_BYTES) {
+      if (!(locks & ~this.#held & bit)) continue;
+      if (!lockByte(this.#fd, at)) throw new BlockError("EAGAIN", `Failed to lock byte ${at}`);
+      this.#held |= bit;
     }
   }
 
-  #check({ used, unshared }: LockSet): void {
-    for (const { bit, number } of PERMISSIONS) {
-      if (used & bit && posix().ofdTest(this.#fd, "write", UNSHARED_BASE + number, 1) === false)
-        throw this.#refusal(`Failed to get "${permNames(bit)}" lock`);
-    }
-    for (const { bit, number } of PERMISSIONS) {
-      if (unshared & bit && posix().ofdTest(this.#fd, "write", USED_BASE + number, 1) === false)
-        throw this.#refusal(`Failed to get shared "${permNames(bit)}" lock`);
+  #check(locks: number): void {
+    for (const { bit, opposite, refusal } of LOCK_BYTES) {
+      if (!(locks & bit) || posix().ofdTest(this.#fd, "write", opposite, 1) !== false) continue;
+      const hint = `Is another process using the image [${this.#filename}]?`;
+      throw new BlockError("EAGAIN", refusal, { hint, lockedFile: this.#filename });
     }
   }
 
-  #refusal(message: string): BlockError {
-    return new BlockError("EAGAIN", message, {
-      hint: `Is another process using the image [${this.#filename}]?`,
-      lockedFile: this.#filename,
-    });
+  /** Gives back what is locked and not in `locks`. */
+  #narrow(locks: number): void {
+    for (const { bit, at } of LOCK_BYTES)
+      if (this.#held & ~locks & bit) posix().ofdLock(this.#fd, "unlock", at, 1);
+    this.#held &= locks;
   }
+}
 
-  /** Gives back what is locked and not in `set`. */
-  #narrow(set: LockSet): void {
-    for (const { bit, number } of PERMISSIONS) {
-      if (this.#held.used & ~set.used & bit) posix().ofdLock(this.#fd, "unlock", USED_BASE + number, 1);
-      if (this.#held.unshared & ~set.unshared & bit)
-        posix().ofdLock(this.#fd, "unlock", UNSHARED_BASE + number, 1);
-    }
-    this.#held = { used: this.#held.used & set.used, unshared: this.#held.unshared & set.unshared };
+/** False where somebody has it for himself, or the file system has no room for locks; true where there are none. */
+function lockByte(fd: number, at: number): boolean {
+  try {
+    return posix().ofdLock(fd, "read", at, 1) !== false;
+  } catch {
+    return false;
   }
 }

@@ -122,7 +122,7 @@ async function openCopy(
   const child = await openChild(co, key, {
     data: true,
     // Who writes to one copy alone makes the copies differ.
-    perm: ({ used, shared }) => ({ used: used | extra, shared: shared & ~(Perm.Write | Perm.Resize) }),
+    perm: (_, { used, shared }) => ({ used: used | extra, shared: shared & ~(Perm.Write | Perm.Resize) }),
   });
   return child as BlockChild;
 }

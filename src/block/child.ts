@@ -24,8 +24,11 @@ export interface ChildRole {
   readonly cow?: boolean;
   /** The one whose filename is the parent's. */
   readonly primary?: boolean;
-  /** What the driver needs beyond that, or shares less: changes what follows from the rest.  @qemu bdrv_child_perm */
-  readonly perm?: (pair: PermPair) => PermPair;
+  /**
+   * What the driver needs beyond that, or shares less: changes what follows from the rest. `parents` is what the
+   * driver's own parents use and share.  @qemu bdrv_child_perm
+   */
+  readonly perm?: (pair: PermPair, parents: PermPair) => PermPair;
 }
 
 /** Permissions, a mask.  @qemu BLK_PERM_* */

@@ -144,7 +144,7 @@ function checkConflicts(node: BlockNode): void {
 /** What a node needs of a child, from what its own parents need of it. */
 function childPerm(node: BlockNode, role: ChildRole, parents: PermPair): PermPair {
   const pair = defaultPerm(node, role, parents);
-  return role.perm ? role.perm(pair) : pair;
+  return role.perm ? role.perm(pair, parents) : pair;
 }
 
 /** @qemu bdrv_default_perms */
