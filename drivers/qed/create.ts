@@ -66,7 +66,7 @@ function makeHeader({
   if (!isImageSize(imageSize, clusterSize, tableSize))
     throw invalid(
       "QED image size must be a non-zero multiple of cluster size and less than " +
-        `${BigInt.asUintN(64, BigInt(maxImageBytes(clusterSize, tableSize)))} bytes`,
+        `${BigInt(maxImageBytes(clusterSize, tableSize))} bytes`,
     );
   const backingName = Buffer.from(backingFile ?? "");
   let features = 0n;

@@ -56,10 +56,8 @@ function nodeOps(state: QedState): NodeOps {
     truncate: (co, bytes, _exact, prealloc) => truncate(co, state, bytes, prealloc),
     limits: () => ({ pwriteZeroesAlignment: clusterSize }),
     hasZeroInit: () => true,
-    getInfo: async () => ({
-      clusterSize,
-      isDirty: (state.header.features & Feature.NeedCheck) !== 0n,
-    }),
+    // Like qemu-img it does not tell of a check that is needed.
+    getInfo: async () => ({ clusterSize, placesTablesByWrite: true }),
     check: (co, { fixErrors, fixLeaks }) => check(co, state, fixErrors || fixLeaks),
     changeBackingFile: (co, name, format) => state.lock.run(() => changeBackingFile(co, state, name, format)),
     reopen: (co, { readOnly }) => reopen(co, state, readOnly),
@@ -102,7 +100,7 @@ async function readHeader(co: Coroutine<"read">, file: BlockChild): Promise<Head
   try {
     return Header.read(await file.preadBytes(co, 0, Header.size));
   } catch (error) {
-    throw BlockError.wrap("Failed to read QED header", error);
+    throw new BlockError(toBlockError(error).errno, "Failed to read QED header", { cause: error });
   }
 }
 
@@ -130,7 +128,7 @@ async function readBackingName(
     throw openFailed(file, toBlockError(error).errno);
   }
   node.backingFilename = Buffer.from(name).toString().replace(/\0.*$/s, "") || undefined;
-  if ((features & Feature.BackingFormatNoProbe) !== 0n) node.backingFormat = "raw";
+  if (node.backingFilename && (features & Feature.BackingFormatNoProbe) !== 0n) node.backingFormat = "raw";
 }
 
 /** What an image that can be written needs before its first request. */

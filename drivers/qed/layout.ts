@@ -60,10 +60,14 @@ export function isTableSize(clusters: number): boolean {
   return clusters >= 1 && clusters <= MAX_TABLE_CLUSTERS && isPowerOfTwo(clusters);
 }
 
-/** What two levels of tables can name; may be over what a number holds.  @qemu qed_max_image_size */
+/**
+ * What two levels of tables can name: a power of two, and 0 from 2^64 on, for QEMU counts with 64 bits and so takes no
+ * size for such tables.  @qemu qed_max_image_size
+ */
 export function maxImageBytes(clusterSize: number, tableSize: number): number {
   const entries = (tableSize * clusterSize) / ENTRY_BYTES;
-  return entries * entries * clusterSize;
+  const bytes = entries * entries * clusterSize;
+  return bytes >= 2 ** 64 ? 0 : bytes;
 }
 
 /** @qemu qed_is_image_size_valid */

@@ -64,6 +64,8 @@ export interface DriverInfo {
   /** Host offset where saved VM state starts. */
   readonly vmStateOffset?: number;
   readonly isDirty?: boolean;
+  /** It takes whole clusters only, and stores them compressed: `convert` writes so, asked or not. */
+  readonly needsCompressedWrites?: boolean;
 }
 
 /** Values of the "format-specific" part of `info`, in the order in which they are shown. */

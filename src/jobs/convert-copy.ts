@@ -95,6 +95,7 @@ interface Rules {
   readonly alignmentBytes: number;
   readonly pieceBytes: number;
   readonly sparse: SparseRule;
+  readonly cutsLikeQemu: boolean;
   /** The target's cluster; 0: it has none. */
   readonly clusterBytes: number;
   /** What the target allocates at least: a cluster or subcluster. */
@@ -118,9 +119,10 @@ async function rulesFor(target: BlockBackend, options: CopyOptions): Promise<Rul
   const basicPiece = compress ? COMPRESS_PIECE_BYTES : Math.min(copyPiece, Math.max(tableBytes, MiB));
   return {
     alignmentBytes,
-    pieceBytes: Math.max(basicPiece, alignmentBytes),
+    pieceBytes: Math.max(basicPiece, info?.placesTablesByWrite ? QEMU_PIECE_BYTES : 0, alignmentBytes),
     // A cluster is compressed as a whole, so smaller zeroes gain nothing, and larger ones are not waited for.
     sparse: sparseRule(Math.min(sparseBytes, compress ? alignmentBytes : QEMU_PIECE_BYTES), alignmentBytes),
+    cutsLikeQemu: (info?.placesTablesByWrite ?? false) && !compress && !options.outOfOrder,
     clusterBytes,
     allocationBytes: info?.subclusterSize || clusterBytes,
     // Where that end counts for nothing, it is never reached.
@@ -168,11 +170,12 @@ class Copier {
   }
 
   #planOptions(): PlanOptions {
-    const { alignmentBytes, pieceBytes, backingEnd } = this.#rules;
+    const { alignmentBytes, pieceBytes, cutsLikeQemu, backingEnd } = this.#rules;
     const { sparseBytes, targetIsZero = false, keepBacking = false, salvage = false } = this.#options;
     return {
       alignmentBytes,
       pieceBytes,
+      cutsLikeQemu,
       zeroIsData: sparseBytes === 0,
       skipZeroes: targetIsZero && !keepBacking,
       keepBacking,

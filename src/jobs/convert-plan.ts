@@ -122,6 +122,8 @@ export interface PlanOptions {
   readonly alignmentBytes: number;
   /** At most so much data in a piece; a multiple of the alignment. */
   readonly pieceBytes: number;
+  /** Data is cut where qemu-img cuts it. */
+  readonly cutsLikeQemu: boolean;
   /** Zeroes are copied like data: the target is to be allocated in full. */
   readonly zeroIsData: boolean;
   /** Nothing need be done for zeroes. */
@@ -173,9 +175,7 @@ export class CopyPlan {
         this.#current = undefined;
         continue;
       }
-      const { pieceBytes } = this.#options;
-      const limit = kind === "data" ? alignDown(start, pieceBytes) + pieceBytes : start + MAX_ZERO_PIECE;
-      const stop = Math.min(end, limit);
+      const stop = Math.min(end, kind === "data" ? this.#dataLimit(extent) : start + MAX_ZERO_PIECE);
       const extentEnds = ends.filter((at) => at <= stop);
       this.#current =
         stop < end ? { kind, start: stop, end, ends: ends.slice(extentEnds.length) } : undefined;
@@ -183,6 +183,13 @@ export class CopyPlan {
       this.#reportStart = extentEnds.at(-1) ?? this.#reportStart;
       return { kind, offset: start, bytes: stop - start, reportOffset, extentEnds, index: this.#index++ };
     }
+  }
+
+  #dataLimit({ start, ends }: Extent): number {
+    const { pieceBytes, cutsLikeQemu } = this.#options;
+    if (!cutsLikeQemu) return alignDown(start, pieceBytes) + pieceBytes;
+    const step = start - ((start - this.#reportStart) % QEMU_PIECE_BYTES) + QEMU_PIECE_BYTES;
+    return Math.min(step, ends[0] ?? step);
   }
 
   #isSkipped(kind: PieceKind): boolean {

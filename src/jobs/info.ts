@@ -45,7 +45,8 @@ async function nodeInfo(co: Coroutine<"read">, node: BlockNode): Promise<ImageIn
     virtualBytes,
     allocatedBytes: await allocatedFileSize(co, node),
     clusterBytes: info?.clusterSize || undefined,
-    encrypted: specific?.type === "luks" || specific?.data["encrypt"] !== undefined,
+    encrypted:
+      specific?.type === "luks" || specific?.data["encrypt"] !== undefined || (info?.isEncrypted ?? false),
     dirty: info && (info.isDirty ?? false),
     backingFilename: node.backingFilename || undefined,
     fullBackingFilename: knownBackingFilename(node),
