@@ -64,6 +64,10 @@ export interface DriverInfo {
   /** Host offset where saved VM state starts. */
   readonly vmStateOffset?: number;
   readonly isDirty?: boolean;
+  /** Guest data is stored encrypted, and nothing of `getSpecificInfo` tells it. */
+  readonly isEncrypted?: boolean;
+  /** A table comes to lie behind the data of the write that needs it: where, depends on how long writes are. */
+  readonly placesTablesByWrite?: boolean;
   /** It takes whole clusters only, and stores them compressed: `convert` writes so, asked or not. */
   readonly needsCompressedWrites?: boolean;
 }
