@@ -32,7 +32,6 @@ export const createOptions = {
   size: { type: "size", help: "Virtual disk size" },
   adapter_type: {
     type: "string",
-    values: ADAPTER_TYPES,
     help: "Virtual adapter type, can be one of ide (default), lsilogic, buslogic or legacyESX",
   },
   backing_file: { type: "string", help: "File name of a base image" },
@@ -42,7 +41,6 @@ export const createOptions = {
   toolsversion: { type: "string", help: "VMware guest tools version" },
   subformat: {
     type: "string",
-    values: SUBFORMATS,
     help: "VMDK flat extent format, can be one of {monolithicSparse (default) | monolithicFlat | twoGbMaxExtentSparse | twoGbMaxExtentFlat | streamOptimized} ",
   },
   zeroed_grain: { type: "bool", help: "Enable efficient zero writes using the zeroed-grain GTE feature" },
@@ -120,11 +118,13 @@ async function fill(
 
 /** The words of each refusal are qemu-img's.  @qemu vmdk_co_create_opts, vmdk_co_do_create */
 function checkOptions(options: OptionValues<CreateOptions>): NewImage {
-  const { subformat: createType = "monolithicSparse", hwversion = "undefined" } = options;
+  const { hwversion = "undefined" } = options;
   const { backing_file: backingFile, backing_fmt: backingFormat } = options;
   const { compat6 = false, zeroed_grain: hasZeroGrains = false } = options;
   if (backingFormat !== undefined && backingFormat !== "vmdk")
     throw new BlockError("EINVAL", "backing_file must be a vmdk image");
+  const adapterType = choose(ADAPTER_TYPES, options.adapter_type ?? "ide");
+  const createType = choose(SUBFORMATS, options.subformat ?? "monolithicSparse");
   const isFlat = createType === "monolithicFlat" || createType === "twoGbMaxExtentFlat";
   if (compat6 && hwversion !== "undefined")
     throw new BlockError("EINVAL", "compat6 cannot be enabled with hwversion set");
@@ -138,11 +138,17 @@ function checkOptions(options: OptionValues<CreateOptions>): NewImage {
     isSplit: createType === "twoGbMaxExtentSparse" || createType === "twoGbMaxExtentFlat",
     isCompressed: createType === "streamOptimized",
     hasZeroGrains,
-    adapterType: options.adapter_type ?? "ide",
+    adapterType,
     hwVersion: hwversion === "undefined" ? (compat6 ? "6" : "4") : hwversion,
     toolsVersion: options.toolsversion ?? "2147483647",
     backingFile,
   };
+}
+
+function choose<W extends string>(words: readonly W[], given: string): W {
+  const word = words.find((each) => each === given);
+  if (word === undefined) throw new BlockError("EINVAL", `invalid parameter value: ${given}`);
+  return word;
 }
 
 /** The identity that the backing file has now. */
@@ -266,7 +272,7 @@ async function writeSparse(
     tableEntries: TABLE_ENTRIES,
     backupDirectoryOffset: BACKUP_DIRECTORY_SECTOR,
     directoryOffset: directory,
-    grainOffset,
+    grainOffset: BigInt(grainOffset),
     uncleanShutdown: 0,
     lineEnds: Uint8Array.from([0x0a, 0x20, 0x0d, 0x0a]),
     compression: isCompressed ? Compression.Deflate : Compression.None,

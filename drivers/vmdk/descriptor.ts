@@ -73,30 +73,37 @@ export function parseCreateType(text: string): string {
 
 const EXTENT_TYPES: readonly string[] = ["FLAT", "SPARSE", "ZERO", "VMFS", "VMFSSPARSE", "SESPARSE"];
 
-/** Lines that are none of extents are passed over.  @qemu vmdk_parse_extents */
-export function* parseExtents(text: string): Generator<ExtentLine> {
+/** What the text says of extents. Lines that are none of extents are passed over. */
+export interface ParsedExtents {
+  readonly lines: readonly ExtentLine[];
+  /** Why it is not read any further. */
+  readonly problem?: BlockError;
+}
+
+/** Lines before one that is wrong are good.  @qemu vmdk_parse_extents */
+export function parseExtents(text: string): ParsedExtents {
+  const lines: ExtentLine[] = [];
   for (const line of text.split("\n")) {
-    const match = /^\s*(RW|RDONLY|NOACCESS)\s+([+-]?\d+)\s+(\w+)\s*(?:"([^"\r]{1,511})"\s*([+-]?\d+)?)?/.exec(
-      line,
-    );
-    if (!match) continue;
-    const [, access, count, type = "", name, start] = match;
-    if (name === undefined && type !== "ZERO") continue;
+    const match = EXTENT_LINE.exec(line);
+    const [, access, count, type = "", name, start] = match ?? [];
     const sectors = Number(count);
-    if (!(sectors > 0)) continue;
-    if (!EXTENT_TYPES.includes(type)) throw new BlockError("ENOTSUP", `Unsupported extent type '${type}'`);
-    const needsStart = type === "FLAT";
-    if (needsStart ? !(Number(start ?? -1) >= 0) : start !== undefined && type !== "ZERO")
-      throw new BlockError("EINVAL", `Invalid extent line: ${nameOf(line)}`);
-    yield {
+    if (!match || (name === undefined && type !== "ZERO") || !(sectors > 0)) continue;
+    if (!EXTENT_TYPES.includes(type))
+      return { lines, problem: new BlockError("ENOTSUP", `Unsupported extent type '${type}'`) };
+    const isWrong = type === "FLAT" ? !(Number(start ?? -1) >= 0) : start !== undefined && type !== "ZERO";
+    if (isWrong) return { lines, problem: new BlockError("EINVAL", `Invalid extent line: ${nameOf(line)}`) };
+    lines.push({
       access: access as ExtentLine["access"],
       sectors,
       type: type as ExtentType,
       ...(name !== undefined && { filename: nameOf(name) }),
       offset: Number(start ?? 0),
-    };
+    });
   }
+  return { lines };
 }
+
+const EXTENT_LINE = /^\s*(RW|RDONLY|NOACCESS)\s+([+-]?\d+)\s+(\w+)\s*(?:"([^"\r]{1,511})"\s*([+-]?\d+)?)?/;
 
 /** What tells which content an image has, and which content its parent must have. */
 export interface Identity {
@@ -109,8 +116,9 @@ export interface Identity {
 /** Undefined: one of both identities is missing.  @qemu vmdk_read_cid, vmdk_parent_open */
 export function parseIdentity(text: string): Identity | undefined {
   const parentCid = findCid(text, "parentCID");
-  const cid = findCid(text, "CID");
-  if (!cid || !parentCid) return undefined;
+  if (!parentCid) return undefined;
+  // Where it is missing, the end of "parentCID" is taken for it there.
+  const cid = findCid(text, "CID") ?? parentCid;
   const hint = /parentFileNameHint\s*=\s*"([^"]*)("?)/.exec(text);
   if (hint && (hint[2] === "" || (hint[1] as string).length > MAX_NAME_BYTES)) return undefined;
   return {
@@ -128,12 +136,11 @@ interface CidPlace {
 }
 
 function findCid(text: string, key: "CID" | "parentCID"): CidPlace | undefined {
-  const match = new RegExp(`(?<![A-Za-z])${key}\\s*=\\s*(?:0x)?([0-9a-f]*)`, "i").exec(text);
+  const match = new RegExp(`(?<![A-Za-z])${key}\\s*=\\s*(?:0x)?([0-9a-f]+)`, "i").exec(text);
   if (!match) return undefined;
   const digits = match[1] as string;
   const end = match.index + match[0].length;
-  // What is no number leaves 0, as with scanf.
-  return { value: Number.parseInt(digits.slice(-8) || "0", 16), start: end - digits.length, end };
+  return { value: Number.parseInt(digits.slice(-8), 16), start: end - digits.length, end };
 }
 
 /** The part of the descriptor that identities are in. */

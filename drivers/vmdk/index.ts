@@ -4,6 +4,7 @@ import type { Coroutine } from "../../src/block/coroutine.ts";
 import type {
   CheckOptions,
   CheckResult,
+  DriverInfo,
   FormatDriver,
   InfoValue,
   NodeOps,
@@ -44,10 +45,7 @@ function nodeOps(state: VmdkState): NodeOps {
     },
     hasZeroInit: () =>
       extents.every((extent) => extent.kind !== "flat" || (extent.file.node.ops.hasZeroInit?.() ?? false)),
-    getInfo: async () => {
-      const clusterSize = commonGrainBytes(extents);
-      return clusterSize === undefined ? undefined : { clusterSize };
-    },
+    getInfo: async () => driverInfo(extents),
     getSpecificInfo: async () => specificInfo(state),
     check: (co, options) => check(co, state, options),
     async reopen(_, { readOnly }) {
@@ -59,9 +57,16 @@ function nodeOps(state: VmdkState): NodeOps {
 }
 
 /** Undefined: extents differ.  @qemu vmdk_get_info */
-function commonGrainBytes(extents: readonly Extent[]): number | undefined {
-  const [first, ...others] = extents.map((extent) => (extent.kind === "sparse" ? extent.grainBytes : 0));
-  return others.every((grainBytes) => grainBytes === first) ? first : undefined;
+function driverInfo(extents: readonly Extent[]): DriverInfo | undefined {
+  const [first, ...others] = extents.map((extent) => ({
+    clusterSize: extent.kind === "sparse" ? extent.grainBytes : 0,
+    needsCompressedWrites: extent.kind === "sparse" && extent.isCompressed,
+  }));
+  const isOne = others.every(
+    ({ clusterSize, needsCompressedWrites }) =>
+      clusterSize === first?.clusterSize && needsCompressedWrites === first.needsCompressedWrites,
+  );
+  return isOne ? first : undefined;
 }
 
 /** @qemu vmdk_get_specific_info */

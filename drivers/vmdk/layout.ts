@@ -24,7 +24,7 @@ export const SparseHeader = layout("little", {
   /** The grain directory; all ones: the header is to be read from the footer. */
   directoryOffset: u64,
   /** Where data may start. */
-  grainOffset: u64,
+  grainOffset: mask64,
   uncleanShutdown: u8,
   /** "\n \r\n": shows that a transfer as text has broken the file. */
   lineEnds: bytes(4),

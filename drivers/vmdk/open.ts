@@ -81,6 +81,7 @@ export async function openState(co: Coroutine<"none">, opening: OpeningNode): Pr
     parentCid: identity.parentCid,
     isParentChecked: false,
     isCidNew: false,
+    turn: Promise.resolve(),
     lock: new Mutex(),
     unpacked: undefined,
   };
@@ -100,11 +101,11 @@ function placeExtents(unplaced: readonly Unplaced[]): Extent[] {
 }
 
 function magicOf(text: string): number {
-  return Buffer.from(text.slice(0, 4), "latin1").readUInt32LE();
+  return text.length < 4 ? 0 : Buffer.from(text.slice(0, 4), "latin1").readUInt32LE();
 }
 
 function isSparse(text: string): boolean {
-  const magic = text.length < 4 ? 0 : magicOf(text);
+  const magic = magicOf(text);
   return magic === Magic.Hosted || magic === Magic.Cowd;
 }
 
@@ -159,14 +160,25 @@ async function openDescriptor(
     throw new BlockError("ENOTSUP", `Unsupported image type '${createType}'`);
   const extents: Unplaced[] = [];
   let readOnlyReason: string | undefined;
-  for (const line of parseExtents(text)) {
+  const { lines, problem } = parseExtents(text);
+  for (const { filename } of lines)
+    if (filename !== undefined) opening.nameReference({ kind: "extent", filename });
+  for (const line of lines) {
     if (extents.length >= MAX_EXTENTS)
       throw new BlockError("EFBIG", `More than ${MAX_EXTENTS} extents are not supported`);
     const opened = await openExtent(co, opening, file, line, `extents.${extents.length}`);
     extents.push(opened.extent);
     readOnlyReason ??= opened.readOnlyReason;
   }
-  return { createType, extents, descriptorOffset: 0, descriptorWindow: DESCRIPTOR_BYTES, readOnlyReason };
+  if (problem) throw problem;
+  const hasStreams = extents.some((extent) => extent.kind === "sparse" && extent.isCompressed);
+  return {
+    createType: hasStreams ? "streamOptimized" : createType,
+    extents,
+    descriptorOffset: 0,
+    descriptorWindow: DESCRIPTOR_BYTES,
+    readOnlyReason,
+  };
 }
 
 interface OpenedExtent {
@@ -184,11 +196,10 @@ async function openExtent(
   const { access, type, filename } = line;
   const bytes = line.sectors * SECTOR_SIZE;
   if (filename === undefined || type === "ZERO") return { extent: { kind: "zero", access, type, bytes } };
-  opening.nameReference({ kind: "extent", filename });
   const isFlat = type === "FLAT" || type === "VMFS";
   const role: ChildRole = isFlat ? { data: true } : { data: true, metadata: true };
   const path = extentPath(opening, file, filename);
-  const child = await opening.openReference(co, key, role, "extent", path);
+  const child = await opening.openReference(co, key, role, "extent", path, true);
   // The gate had nothing opened in its place.
   if (child.node.driver.formatName === "null-co") return { extent: { kind: "zero", access, type, bytes } };
   if (isFlat)

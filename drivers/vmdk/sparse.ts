@@ -77,9 +77,9 @@ async function checkLength(
   file: BlockChild,
   { grainOffset }: SparseHeaderRecord,
 ): Promise<void> {
-  if ((await file.getLength(co)) >= grainOffset * SECTOR_SIZE) return;
-  // As a signed number of 64 bits, which it is there.
-  const expected = BigInt.asIntN(64, BigInt(grainOffset) * BigInt(SECTOR_SIZE));
+  if ((await file.getLength(co)) >= Number(grainOffset) * SECTOR_SIZE) return;
+  // The number of 64 bits that it becomes there.
+  const expected = BigInt.asIntN(64, grainOffset * BigInt(SECTOR_SIZE));
   throw new BlockError("EINVAL", `File truncated, expecting at least ${expected} bytes`);
 }
 

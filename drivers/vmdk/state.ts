@@ -64,6 +64,8 @@ export interface VmdkState {
   isCidNew: boolean;
   /** Why it can't be written; undefined: it can. */
   readonly readOnlyReason: string | undefined;
+  /** Ends when those who were called before have the lock, or need it no more: for those who pack first. */
+  turn: Promise<void>;
   /** Held while grains are allocated. */
   readonly lock: Mutex;
   /** The last compressed grain that was unpacked for a part of it. */

@@ -28,15 +28,39 @@ export async function pwrite(
     if (run?.bytes === bytes && (run.kind === "flat" || run.kind === "data"))
       return writeInPlace(co, run, iov);
   }
-  const packed = await packGrains(state, guestOffset, iov);
-  return state.lock.run(async () => {
-    for (let done = 0; done < bytes; ) {
-      const at = guestOffset + done;
-      const run = await findRun(co, state, at, bytes - done);
-      done += await writeRun(co, state, run, at, iovSlice(iov, done, done + run.bytes), packed);
-      await renewCid(co, state);
-    }
+  // Places are given in the order of the calls, though packing takes its time: the same writes make the same file.
+  const previous = state.turn;
+  let pass: () => void = () => {};
+  state.turn = new Promise((resolve) => {
+    pass = resolve;
   });
+  try {
+    const packed = await packGrains(state, guestOffset, iov);
+    await previous;
+    await state.lock.run(() => {
+      pass();
+      return writeRuns(co, state, guestOffset, iov, packed);
+    });
+  } finally {
+    pass();
+  }
+}
+
+/** With the lock held. */
+async function writeRuns(
+  co: Coroutine<"read">,
+  state: VmdkState,
+  guestOffset: number,
+  iov: IoVector,
+  packed: ReadonlyMap<number, Uint8Array>,
+): Promise<void> {
+  const bytes = iovLength(iov);
+  for (let done = 0; done < bytes; ) {
+    const at = guestOffset + done;
+    const run = await findRun(co, state, at, bytes - done);
+    done += await writeRun(co, state, run, at, iovSlice(iov, done, done + run.bytes), packed);
+    await renewCid(co, state);
+  }
 }
 
 function checkWritable(extent: Extent): void {
@@ -79,8 +103,7 @@ async function writeRun(
       throw new BlockError("EACCES");
     case "none":
     case "zero":
-      if (run.extent.isCompressed)
-        return writePacked(co, state, run.extent, guestOffset, packed.get(guestOffset));
+      if (run.extent.isCompressed) return writePacked(co, state, run, guestOffset, packed.get(guestOffset));
       return allocate(co, state, run, guestOffset, iov);
   }
 }
@@ -100,9 +123,7 @@ async function allocate(
 ): Promise<number> {
   const { extent } = run;
   const { grainBytes, tables } = extent;
-  // Zeroes of this image hide what lies below.
-  const copiesBacking = run.kind === "none" && state.node.backing !== undefined;
-  if (copiesBacking) await checkParent(co, state);
+  const copiesBacking = await coversBacking(co, state, run);
   const index = grainIndex(extent, guestOffset);
   const start = extent.start + index * grainBytes;
   const inTable = tables.tableEntries - (index % tables.tableEntries);
@@ -122,6 +143,13 @@ async function allocate(
   );
   await setEntries(co, extent, index, entries);
   return end - guestOffset;
+}
+
+/** Whether a new grain shows what lies below; zeroes of this image hide it. It must be what the image was made for. */
+async function coversBacking(co: Coroutine<"read">, state: VmdkState, run: NewRun): Promise<boolean> {
+  if (run.kind === "zero" || !state.node.backing) return false;
+  await checkParent(co, state);
+  return true;
 }
 
 /** Entries count sectors in 32 bits. */
@@ -247,22 +275,29 @@ function deflate(content: Uint8Array): Promise<Uint8Array> {
   });
 }
 
-/** One compressed grain. Behind it the file has the length of a whole one, as QEMU leaves it.  @qemu vmdk_write_extent */
+/**
+ * One compressed grain. Where it comes, there is first a whole one as QEMU leaves it: what it is too short for stays
+ * what the guest saw, or zeroes.  @qemu vmdk_write_extent
+ */
 async function writePacked(
   co: Coroutine<"read">,
   state: VmdkState,
-  extent: SparseExtent,
+  run: NewRun,
   guestOffset: number,
   packed: Uint8Array | undefined,
 ): Promise<number> {
   if (!packed) throw new BlockError("EINVAL");
-  if (state.node.backing) await checkParent(co, state);
+  const { extent } = run;
+  const copiesBacking = await coversBacking(co, state, run);
   const { file, grainBytes } = extent;
   const index = grainIndex(extent, guestOffset);
   await ensureTable(co, extent, index);
   const hostOffset = extent.nextHostOffset;
   const used = GrainMarker.size + packed.length;
+  const place = { extent, start: guestOffset, hostOffset, copiesBacking };
+  const before = await readAround(co, state, place, guestOffset, guestOffset + grainBytes);
   const content = new Uint8Array(Math.max(used, grainBytes));
+  content.set(before);
   const sector = (guestOffset - extent.start) / SECTOR_SIZE;
   GrainMarker.write({ sector, size: packed.length }, content);
   content.set(packed, GrainMarker.size);
@@ -274,16 +309,16 @@ async function writePacked(
   return Math.min(grainBytes, extent.end - guestOffset);
 }
 
-/** Compressed writes are for images that are one compressed extent. An empty one ends them.  @qemu vmdk_co_pwritev_compressed */
+/** An empty write ends the writes of a stream. Images that are none take these writes as any other.  @qemu vmdk_co_pwritev_compressed */
 export async function pwriteCompressed(
   co: Coroutine<"read">,
   state: VmdkState,
   guestOffset: number,
   iov: IoVector,
 ): Promise<void> {
-  const [extent, ...others] = state.extents;
-  if (others.length > 0 || extent?.kind !== "sparse" || !extent.isCompressed) throw new BlockError("ENOTSUP");
   if (iovLength(iov) > 0) return pwrite(co, state, guestOffset, iov);
+  const [extent, ...others] = state.extents;
+  if (others.length > 0 || extent?.kind !== "sparse" || !extent.isCompressed) return;
   // Readers take whole sectors.
   await state.lock.run(async () => extent.file.truncate(co, await extent.file.getLength(co), false));
 }

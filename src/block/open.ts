@@ -137,13 +137,17 @@ export interface OpeningNode<T extends OptionTable = OptionTable> {
   readonly optionKeys: () => readonly string[];
   /** Takes the options whose keys start with one of `prefixes`, for what no table can list ("inject-error.0.event"). */
   readonly takeOptionsUnder: (prefixes: readonly string[]) => Options;
-  /** Opens a child that the image names (`filename` as resolved), after the gate; the user's options under `key` go first. */
+  /**
+   * Opens a child that the image names (`filename` as resolved), after the gate; the user's options under `key` go first.
+   * `alsoNamed`: they come beside the name, not in its place.
+   */
   readonly openReference: (
     co: Coroutine<"none">,
     key: string,
     role: ChildRole,
     kind: ExternalReference["kind"],
     filename: string,
+    alsoNamed?: boolean,
   ) => Promise<BlockChild>;
   /** Goes on read-only if the user allowed that (auto-read-only); else throws `reason`.  @qemu bdrv_apply_auto_read_only */
   readonly applyAutoReadOnly: (reason: BlockError) => void;
@@ -456,8 +460,8 @@ function makeHandle(
       if (!child) throw new BlockError("EINVAL", 'A block device must be specified for "file"');
       return child;
     },
-    async openReference(co, key, role, kind, filename) {
-      const byUser = await openChild(co, key, role);
+    async openReference(co, key, role, kind, filename, alsoNamed = false) {
+      const byUser = alsoNamed ? undefined : await openChild(co, key, role);
       if (byUser) return byUser;
       const instead = await passGate(environment, { kind, filename, from: node }, key, options);
       return (await openChild(co, key, role, instead ? undefined : filename)) as BlockChild;

@@ -275,11 +275,8 @@ function infoOf(backend: BlockBackend, node: BlockNode): Promise<DriverInfo | un
 async function makeEmpty(top: BlockBackend, signal: AbortSignal | undefined): Promise<void> {
   const { node } = top;
   const { makeEmpty: empty } = node.ops;
-  if (!empty)
-    throw new BlockError(
-      "ENOTSUP",
-      `'${node.driver.formatName}' does not support emptying block device files`,
-    );
+  // What can't be emptied keeps what it has, which is now what lies below, too.
+  if (!empty) return;
   try {
     await top.run((co) => empty(co), signal);
   } catch (error) {

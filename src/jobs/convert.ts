@@ -2,6 +2,7 @@
 
 import { BlockBackend } from "../block/backend.ts";
 import { BlockError } from "../block/errors.ts";
+import { driverInfo } from "../block/info.ts";
 import { type OpenEnvironment, openGate } from "../block/open.ts";
 import { parseCacheMode } from "../block/open-flags.ts";
 import { loadSnapshot as loadNodeSnapshot, loadSnapshotByIdOrName } from "../block/snapshot.ts";
@@ -93,9 +94,11 @@ async function copyAndFlush(
   options: ConvertOptions,
 ): Promise<void> {
   checkTargetBitmaps(target, options);
-  await copyImages(sources, target, options);
+  const info = await target.run((co, { node }) => driverInfo(co, node));
+  const compress = options.compress || info?.needsCompressedWrites;
+  await copyImages(sources, target, { ...options, compress });
   // An empty compressed write says that no more come.
-  if (options.compress) await target.write(0, [], { compressed: true });
+  if (compress) await target.write(0, [], { compressed: true });
   const [source] = sources;
   const warn = options.environment?.warn ?? options.onWarning ?? (() => {});
   if (options.bitmaps && source) await copyBitmaps(source, target, warn);

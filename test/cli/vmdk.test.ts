@@ -1,0 +1,483 @@
+/** VMDK images as qemu-img and qemu-io tell of them, both tools on the same bytes. */
+
+import fs from "node:fs";
+import path from "node:path";
+import { describe, it, type TestContext } from "node:test";
+import { missingTool } from "./differential.ts";
+import { Scenario } from "./scenario.ts";
+import { tell } from "./stories.ts";
+
+const DESCRIPTOR_BYTES = 20 * 512;
+
+/** Content identities are random, and written with as many digits as they need. */
+function clearIdentities(directory: string): void {
+  for (const name of fs.readdirSync(directory)) {
+    if (!/vmdk|^c$|foo$/.test(name)) continue;
+    const filename = path.join(directory, name);
+    const fd = fs.openSync(filename, "r+");
+    const { size } = fs.fstatSync(fd);
+    const head = Buffer.alloc(512 + DESCRIPTOR_BYTES);
+    const length = fs.readSync(fd, head, 0, head.length, 0);
+    const start = head.toString("latin1", 0, 4) === "KDMV" ? 512 : 0;
+    const area = head.subarray(start, length);
+    const end = area.indexOf(0);
+    const text = area.toString("latin1", 0, end < 0 ? area.length : end);
+    const clear = text.replace(/^(CID|parentCID)=(?!ffffffff)[0-9a-f]+$/gm, "$1=12345678");
+    if (clear !== text) {
+      const whole = end < 0 && start === 0 ? Buffer.alloc(clear.length) : Buffer.alloc(area.length);
+      whole.write(clear, "latin1");
+      fs.writeSync(fd, whole, 0, whole.length, start);
+      if (start === 0) fs.ftruncateSync(fd, end < 0 ? clear.length : size);
+    }
+    fs.closeSync(fd);
+  }
+}
+
+const CREATE = `
+# create
+create -f vmdk -o help
+create -f vmdk -o help a.vmdk
+create -f vmdk a.vmdk 10M
+create -f vmdk b.vmdk 3000001
+create -f vmdk c.vmdk 0
+create -f vmdk -o subformat=monolithicFlat d.vmdk 3M
+create -f vmdk -o subformat=twoGbMaxExtentSparse e.vmdk 5G
+create -f vmdk -o subformat=twoGbMaxExtentFlat f.vmdk 5G
+create -f vmdk -o subformat=streamOptimized g.vmdk 100M
+create -f vmdk -o subformat=twoGbMaxExtentSparse h.vmdk 0
+create -f vmdk -o subformat=twoGbMaxExtentSparse i.vmdk 2147483648
+create -f vmdk -o subformat=twoGbMaxExtentFlat j.vmdk 2147483649
+create -f vmdk n.vmdk 640G
+create -f vmdk -o subformat=monolithicFlat x.y.vmdk 1000
+create -f vmdk -o subformat=monolithicFlat c 1M
+create -f vmdk -o subformat=twoGbMaxExtentSparse file:z.a.vmdk 1M
+info a.vmdk
+info --output=json b.vmdk
+info d.vmdk
+info --output=json e.vmdk
+info f.vmdk
+info g.vmdk
+info --output=json g.vmdk
+info n.vmdk
+info c.vmdk
+map --output=json a.vmdk
+map --output=json d.vmdk
+map e.vmdk
+check a.vmdk
+check --output=json d.vmdk
+check e.vmdk
+check g.vmdk
+check -r all a.vmdk
+check -r leaks a.vmdk
+measure -O vmdk --size 1M
+resize a.vmdk 20M
+resize d.vmdk 20M
+resize --shrink a.vmdk 1M
+amend -f vmdk -o help
+amend -f vmdk -o size=1 a.vmdk
+snapshot -l a.vmdk
+snapshot -c one a.vmdk
+bitmap --add a.vmdk x
+rebase -u -b b.vmdk -F vmdk a.vmdk
+
+# create options
+create -f vmdk -o adapter_type=lsilogic a.vmdk 10M
+create -f vmdk -o adapter_type=buslogic b.vmdk 10M
+create -f vmdk -o adapter_type=legacyESX c.vmdk 10M
+create -f vmdk -o adapter_type=ide d.vmdk 10M
+create -f vmdk -o adapter_type=IDE e.vmdk 10M
+create -f vmdk -o hwversion=7,toolsversion=12 f.vmdk 10M
+create -f vmdk -o hwversion=,toolsversion= g.vmdk 10M
+create -f vmdk -o compat6 h.vmdk 10M
+create -f vmdk -o compat6=on,hwversion=7 i.vmdk 10M
+create -f vmdk -o compat6=on,hwversion=undefined i.vmdk 10M
+create -f vmdk -o compat6=maybe j.vmdk 10M
+create -f vmdk -o zeroed_grain=on k.vmdk 10M
+create -f vmdk -o zeroed_grain=on,subformat=streamOptimized l.vmdk 10M
+create -f vmdk -o zeroed_grain=on,subformat=twoGbMaxExtentSparse m.vmdk 10M
+create -f vmdk -o zeroed_grain=on,subformat=monolithicFlat n.vmdk 10M
+create -f vmdk -o zeroed_grain=on,subformat=twoGbMaxExtentFlat n.vmdk 10M
+create -f vmdk -o subformat=monolithicflat n.vmdk 10M
+create -f vmdk -o subformat= n.vmdk 10M
+create -f vmdk -o preallocation=falloc o.vmdk 10M
+create -f vmdk -o preallocation=off,subformat=monolithicFlat p.vmdk 10M
+create -f vmdk -o preallocation=full,subformat=monolithicFlat q.vmdk 10M
+create -f vmdk -o nocow=on r.vmdk 10M
+create -f vmdk -o extent_size_hint=2M s.vmdk 10M
+create -f vmdk -o cluster_size=64k t.vmdk 10M
+create -f vmdk -o size=10M u.vmdk
+create -f vmdk -o size=10M u.vmdk 10M
+create -f vmdk u.vmdk
+create -f vmdk -o backing_fmt=vmdk v.vmdk 1M
+create -f vmdk -o backing_fmt=raw v.vmdk 1M
+create -f vmdk -o adapter_type=x,subformat=y,backing_fmt=z v.vmdk 1M
+create -f vmdk -o adapter_type=x,backing_fmt=z v.vmdk 1M
+create -f vmdk -o subformat=y,backing_fmt=z v.vmdk 1M
+create -f vmdk -o compat6=on,hwversion=9,subformat=y v.vmdk 1M
+create -f vmdk -o compat6=on,hwversion=9,zeroed_grain=on,subformat=monolithicFlat v.vmdk 1M
+create -f vmdk -o compat6=on,hwversion=9,backing_fmt=z v.vmdk 1M
+info a.vmdk
+info k.vmdk
+info l.vmdk
+info p.vmdk
+info q.vmdk
+`;
+
+const WRITE = `
+# grains come in the order of the writes
+create -q -f vmdk a.vmdk 5000k
+qemu-io -c "write -P 1 3M 1k" a.vmdk
+qemu-io -c "write -P 2 1023k 2k" a.vmdk
+info a.vmdk
+map --output=json a.vmdk
+qemu-io -c "write -P 3 0 4M" a.vmdk
+qemu-io -c "write -P 4 4999k 1k" a.vmdk
+qemu-io -c "write -z 1M 1M" -c "discard 2M 1M" -c "read -P 0 1M 1M" a.vmdk
+qemu-io -c "write -P 5 5000k 1" a.vmdk
+map a.vmdk
+map --output=json a.vmdk
+check a.vmdk
+qemu-io -c map -c "alloc 0 5000k" -c length -c info a.vmdk
+qemu-io -c "write -c 0 64k" a.vmdk
+convert -O vmdk a.vmdk b.vmdk
+compare a.vmdk b.vmdk
+info b.vmdk
+
+# what is unaligned
+create -q -f vmdk a.vmdk 4M
+qemu-io -c "write -P 9 2097151 2" a.vmdk
+qemu-io -c "writev -P 7 100 200 300" a.vmdk
+qemu-io -c "write -z 65000 5000" a.vmdk
+qemu-io -c "write -z -u 1M 4k" a.vmdk
+qemu-io -c "aio_write -P 6 3M 4k" -c aio_flush -c flush a.vmdk
+qemu-io -c "read -v 65530 16" a.vmdk
+map --output=json a.vmdk
+
+# grains of zeroes
+create -q -f vmdk -o zeroed_grain=on a.vmdk 1000k
+qemu-io -c "write -z 0 1000k" a.vmdk
+map --output=json a.vmdk
+qemu-io -c "write -P 1 64k 128k" a.vmdk
+qemu-io -c "write -z 64k 64k" a.vmdk
+qemu-io -c "write -P 2 70k 1k" a.vmdk
+qemu-io -c "write -z 130k 100k" a.vmdk
+qemu-io -c "write -z -u 130k 200k" a.vmdk
+qemu-io -c "read -P 0 64k 6k" -c "read -P 2 70k 1k" -c "read -P 1 128k 2k" a.vmdk
+map --output=json a.vmdk
+check a.vmdk
+convert -O vmdk -o zeroed_grain=on a.vmdk b.vmdk
+map --output=json b.vmdk
+
+# flat
+create -q -f vmdk -o subformat=monolithicFlat a.vmdk 3000k
+qemu-io -c "write -P 1 1M 100k" a.vmdk
+info a.vmdk
+map --output=json a.vmdk
+qemu-io -c "write -z 0 2M" a.vmdk
+qemu-io -c "discard 0 1M" a.vmdk
+map --output=json a.vmdk
+check a.vmdk
+convert -O vmdk -o subformat=monolithicFlat a.vmdk b.vmdk
+info b.vmdk
+qemu-io -c "write -c 0 64k" a.vmdk
+
+# split
+create -q -f vmdk -o subformat=twoGbMaxExtentSparse a.vmdk 2100M
+qemu-io -c "write -P 1 2047M 2M" a.vmdk
+qemu-io -c "write -P 2 2048M 1k" a.vmdk
+qemu-io -c "read -P 1 2047M 1M" -c "read -P 2 2048M 1k" a.vmdk
+map --output=json a.vmdk
+check a.vmdk
+info a.vmdk
+qemu-io -c "write -c 0 64k" a.vmdk
+
+# streams
+create -q -f vmdk -o subformat=streamOptimized a.vmdk 1000k
+qemu-io -c "write -P 1 0 64k" a.vmdk
+qemu-io -c "write -P 2 128k 192k" a.vmdk
+qemu-io -c "write -P 3 960k 40k" a.vmdk
+qemu-io -c "read -P 2 130k 100k" -c "read -P 3 999k 1k" -c "read -P 0 64k 64k" a.vmdk
+map --output=json a.vmdk
+info a.vmdk
+qemu-io -c "write -P 3 0 64k" a.vmdk
+qemu-io -c "write -c -P 3 320k 64k" a.vmdk
+check a.vmdk
+convert -O raw a.vmdk r
+compare a.vmdk r
+
+# streams by convert
+= qemu-img create -q -f raw r 7000k
+= qemu-io -f raw -c "write -P 3 1M 100k" -c "write -P 4 6M 800k" r
+convert -f raw -O vmdk -o subformat=streamOptimized r a.vmdk
+convert -c -f raw -O vmdk -o subformat=streamOptimized r b.vmdk
+convert -c -f raw -O vmdk r c.vmdk
+convert -c -f raw -O vmdk -o subformat=monolithicFlat r c.vmdk
+convert -f raw -O vmdk -S 0 r d.vmdk
+compare a.vmdk r
+compare -s b.vmdk d.vmdk
+convert -O raw a.vmdk r2
+convert -n -O vmdk r d.vmdk
+convert -O qcow2 b.vmdk c.qcow2
+dd -O vmdk if=r of=e.vmdk bs=1M count=2
+info e.vmdk
+map --output=json b.vmdk
+
+# overlays
+create -q -f vmdk base.vmdk 2M
+= qemu-io -c "write -P 1 0 1M" base.vmdk
+create -f vmdk -b base.vmdk -F vmdk a.vmdk
+create -f vmdk -b base.vmdk -F vmdk b.vmdk 3M
+create -f vmdk -b base.vmdk -F vmdk -o subformat=twoGbMaxExtentSparse c.vmdk
+create -f vmdk -b base.vmdk -F vmdk -o subformat=streamOptimized d.vmdk
+create -f vmdk -b base.vmdk -F vmdk -o subformat=monolithicFlat e.vmdk
+create -f vmdk -b base.vmdk -F raw f.vmdk
+create -f vmdk -b base.vmdk f.vmdk
+create -f vmdk -b missing.vmdk -F vmdk f.vmdk
+create -f vmdk -u -b base.vmdk -F vmdk g.vmdk 4M
+create -f vmdk -u -b base.vmdk g.vmdk 4M
+create -f vmdk -b base.vmdk -F vmdk -o zeroed_grain=on h.vmdk
+info a.vmdk
+info --backing-chain c.vmdk
+info --output=json b.vmdk
+map a.vmdk
+map --output=json b.vmdk
+qemu-io -c "write -P 3 5k 1k" a.vmdk
+qemu-io -c "write -P 3 1000k 500k" a.vmdk
+qemu-io -c "write -P 3 2000k 200k" b.vmdk
+qemu-io -c "write -P 3 100k 1k" c.vmdk
+qemu-io -c "write -P 3 64k 64k" d.vmdk
+qemu-io -c "write -z 64k 128k" -c "write -P 3 66k 1k" h.vmdk
+qemu-io -c "write -z 64k 128k" a.vmdk
+map --output=json a.vmdk
+map --output=json b.vmdk
+map --output=json h.vmdk
+convert -O raw a.vmdk a.raw
+convert -O vmdk -B base.vmdk -F vmdk a.vmdk i.vmdk
+compare a.vmdk i.vmdk
+commit a.vmdk
+info a.vmdk
+rebase -u -b base.vmdk -F vmdk b.vmdk
+rebase -b '' b.vmdk
+
+# a parent that has changed
+= qemu-img create -q -f vmdk base.vmdk 2M
+= qemu-img create -q -f vmdk -b base.vmdk -F vmdk a.vmdk
+= qemu-io -f raw -c "write -P 0x39 550 1" base.vmdk
+qemu-io -c "read 128k 1k" a.vmdk
+qemu-io -c "write 128k 1k" a.vmdk
+qemu-io -c "write 128k 64k" a.vmdk
+convert -O raw a.vmdk r
+map a.vmdk
+info a.vmdk
+
+# a parent that is none
+= qemu-img create -q -f vmdk base.vmdk 2M
+= qemu-img create -q -f vmdk -b base.vmdk -F vmdk a.vmdk
+= qemu-img create -q -f raw r 2M
+qemu-io -c "read 128k 1k" --image-opts driver=vmdk,file.filename=a.vmdk,backing.driver=raw,backing.file.filename=r
+
+# images that fail
+create -q -f vmdk a.vmdk 4M
+qemu-io -c "open -o driver=vmdk,file.driver=blkdebug,file.image.filename=a.vmdk,file.inject-error.0.event=none,file.inject-error.0.iotype=write" -c "write -P 1 0 1M"
+info 'json:{"driver":"vmdk","file":{"driver":"blkdebug","image":{"driver":"file","filename":"a.vmdk"},"inject-error":[{"event":"none","iotype":"read"}]}}'
+info blkdebug::a.vmdk
+info 'json:{"driver":"vmdk","file":{"driver":"blkdebug","image":{"driver":"file","filename":"a.vmdk"},"inject-error":[{"event":"none","iotype":"read","sector":0}]}}'
+info 'json:{"driver":"vmdk","file":{"driver":"blkdebug","image":{"driver":"file","filename":"a.vmdk"},"inject-error":[{"event":"none","iotype":"read","sector":26}]}}'
+info 'json:{"driver":"vmdk","file":{"driver":"blkdebug","image":{"driver":"file","filename":"a.vmdk"},"inject-error":[{"event":"none","iotype":"read","sector":21}]}}'
+
+# opened by options
+create -q -f vmdk a.vmdk 4M
+create -q -f vmdk -o subformat=monolithicFlat b.vmdk 4M
+info --image-opts driver=vmdk,file.filename=a.vmdk
+info 'json:{"driver":"vmdk","file.filename":"a.vmdk"}'
+info --image-opts driver=vmdk,file.filename=a.vmdk,foo=bar
+info --image-opts driver=vmdk,file.filename=b.vmdk,extents.0.filename=a.vmdk
+info --image-opts driver=vmdk,file.filename=b.vmdk,extents.0.driver=raw,extents.0.file.filename=a.vmdk
+info --image-opts driver=vmdk,file.filename=b.vmdk,extents.1.filename=a.vmdk
+info --image-opts driver=vmdk,file.filename=b.vmdk,extents.0.driver=blkdebug,extents.0.image.filename=b-flat.vmdk
+info 'json:{"driver":"vmdk","file.filename":"a.vmdk","backing":"b"}'
+info -f raw a.vmdk
+info -f vmdk b-flat.vmdk
+info b-flat.vmdk
+`;
+
+/** Bytes of the header that matter, by offset. */
+const FIELDS = [0, 4, 7, 8, 10, 12, 20, 23, 26, 27, 28, 44, 46, 48, 52, 56, 58, 60, 64, 67, 70, 71, 77, 78];
+
+function hostileStory(offset: number): string {
+  const looks = ["info a.vmdk", "check -f vmdk a.vmdk", "map -f vmdk --output=json a.vmdk"];
+  const lines = [0, 1, 2, 3, 0x7f, 0xff].flatMap((byte) => [
+    "= qemu-img create -q -f vmdk a.vmdk 3M",
+    '= qemu-io -f vmdk -c "write -P 1 1M 64k" a.vmdk',
+    `= qemu-io -f raw -c "write -P ${byte} ${offset} 1" a.vmdk`,
+    ...looks,
+  ]);
+  return [`# a header with another byte at ${offset}`, ...lines].join("\n");
+}
+
+const DAMAGE = `
+# check
+= qemu-img create -q -f vmdk a.vmdk 6M
+= qemu-io -c "write 0 4M" a.vmdk
+= qemu-io -f raw -c "write -P 0x7f 13826 1" a.vmdk
+check a.vmdk
+check --output=json a.vmdk
+check -r all a.vmdk
+check -q a.vmdk
+map --output=json a.vmdk
+qemu-io -c "read -P 0 0 64k" a.vmdk
+
+# images that are cut short
+= qemu-img create -q -f vmdk a.vmdk 3M
+= qemu-io -c "write -P 1 0 3M" a.vmdk
+= qemu-img resize -q -f raw --shrink a.vmdk 1M
+check a.vmdk
+map --output=json a.vmdk
+qemu-io -c "read -v 983000 100" a.vmdk
+= qemu-img resize -q -f raw --shrink a.vmdk 1k
+info a.vmdk
+= qemu-img resize -q -f raw --shrink a.vmdk 512
+info a.vmdk
+= qemu-img create -q -f raw a.vmdk 0
+info -f vmdk a.vmdk
+info a.vmdk
+
+# no descriptor
+= qemu-img create -q -f vmdk a.vmdk 3M
+= qemu-io -f raw -c "write -P 0 512 10k" a.vmdk
+info a.vmdk
+
+# version 3 that is not compressed
+= qemu-img create -q -f vmdk a.vmdk 3M
+= qemu-io -f raw -c "write -P 3 4 1" a.vmdk
+info a.vmdk
+qemu-io -c "write 0 64k" a.vmdk
+qemu-io -r -c "read 0 64k" a.vmdk
+convert -O raw a.vmdk r
+
+# damaged streams
+= qemu-img create -q -f vmdk -o subformat=streamOptimized a.vmdk 1M
+= qemu-io -c "write -P 1 0 64k" a.vmdk
+= qemu-io -f raw -c "write -P 0x7f 65544 4" a.vmdk
+qemu-io -c "read 0 1k" a.vmdk
+= qemu-io -f raw -c "write -P 0 65544 4" a.vmdk
+qemu-io -c "read 0 1k" a.vmdk
+= qemu-io -f raw -c "write -P 0x20 65544 1" a.vmdk
+qemu-io -c "read 0 1k" a.vmdk
+check a.vmdk
+`;
+
+const HEAD = `# Disk DescriptorFile
+version=1
+CID=12345678
+parentCID=ffffffff
+createType="TYPE"
+`;
+
+/** Descriptors that are opened beside a raw file of 1 MiB and sparse images; each is the extents' section. */
+const DESCRIPTORS = [
+  'RW 2048 FLAT "x.bin" 0',
+  'RW 2048 FLAT "x.bin"',
+  'RW 2048 FLAT "x.bin" -1',
+  'RW 2048 FLAT "x.bin" 0x10',
+  'RW 1024 FLAT "x.bin" 1024',
+  'RW 2048 VMFS "x.bin"',
+  'RW 2048 VMFS "x.bin" 0',
+  'RW 2048 SPARSE "x.bin"',
+  'RW 2048 SPARSE "a.vmdk"',
+  'RW 2048 SPARSE "a.vmdk" 0',
+  'RW 2048 SPARSE "s.vmdk"',
+  'RW 2048 VMFSSPARSE "a.vmdk"',
+  'RW 2048 SESPARSE "a.vmdk"',
+  'RW 4096 FLAT "x.bin" 0',
+  '  RW  2048   FLAT   "x.bin"  0   ',
+  'RW 2048 FLAT "x.bin" 0\r',
+  'RW 2048 FLAT "missing" 0',
+  'RW 2048 SPARSE "missing"',
+  'RW 2048 FLAT "sub/x.bin" 0',
+  'RW 2048 FLAT "file:x.bin" 0',
+  'RW 18014398509481984 FLAT "x.bin" 0',
+  'RW 2048 FLAT "d.vmdk" 0',
+  'RW 2048 SPARSE "d.vmdk"',
+  'RW 2048 FLAT "x.bin" 0\nRW 1024 FLAT "x.bin" 1024\nRW 8 VMFS "y.bin"',
+  'RW 2048 FLAT "x.bin" 0\nRW 2048 SPARSE "a.vmdk"\nRW 8 VMFS "y.bin"',
+  'RW 2048 SPARSE "a.vmdk"\nRW 2048 SPARSE "a.vmdk"',
+  'RW 2048 FLAT "x.bin" 0\nRW 2048 FLAT "x.bin" y',
+  'RW 2048 FLAT "x.bin" 0\nnonsense\n#comment\nRW 20 FLAT\nRW -20 FLAT "x.bin" 0\nRW 0 FLAT "x.bin" 0',
+];
+
+const TYPES = [
+  "vmfs",
+  "vmfsSparse",
+  "seSparse",
+  "twoGbMaxExtentSparse",
+  "twoGbMaxExtentFlat",
+  "monolithicSparse",
+  "streamOptimized",
+  "custom",
+  "fullDevice",
+  "vmfsRaw",
+  "",
+];
+
+/** Beginnings of descriptors: what probing and the identities make of them. */
+const HEADS = [
+  HEAD,
+  HEAD.replace("CID=12345678\n", ""),
+  HEAD.replace("parentCID=ffffffff\n", ""),
+  HEAD.replace("CID=12345678", "CID=xyz"),
+  HEAD.replace("CID=12345678", "CID=1"),
+  HEAD.replace("# Disk DescriptorFile\n", ""),
+  HEAD.replace("# Disk DescriptorFile\n", "#\n\n  \n# more\n"),
+  HEAD.replace("version=1", "version=4"),
+  HEAD.replace("version=1", "version=2"),
+  HEAD.replace("version=1", "version=3\r"),
+  HEAD.replace("version=1", " version=1"),
+  HEAD.replace('createType="TYPE"\n', ""),
+  HEAD.replace('createType="TYPE"', 'createType="TYPE'),
+  `${HEAD}parentFileNameHint="a.vmdk"\n`,
+  `${HEAD}parentFileNameHint="a.vmdk\n`,
+  `${HEAD}parentFileNameHint="${"a".repeat(1024)}"\n`,
+  HEAD.replaceAll("\n", "\r\n"),
+];
+
+async function compareDescriptors(test: TestContext, texts: readonly string[]): Promise<void> {
+  const scenario = new Scenario(test, clearIdentities);
+  scenario.given(
+    "qemu-img create -q -f vmdk a.vmdk 1M",
+    "qemu-img create -q -f vmdk -o subformat=streamOptimized s.vmdk 1M",
+    "qemu-img create -q -f raw x.bin 1M",
+    "qemu-img create -q -f raw y.bin 100k",
+  );
+  for (const text of texts) {
+    scenario.change((directory) => fs.writeFileSync(path.join(directory, "d.vmdk"), text));
+    await scenario.same(
+      "info d.vmdk",
+      "info -f vmdk --output=json d.vmdk",
+      "map --output=json d.vmdk",
+      "check d.vmdk",
+    );
+  }
+}
+
+describe("vmdk beside qemu-img", { skip: missingTool ?? false }, () => {
+  tell(CREATE, clearIdentities);
+  tell(WRITE, clearIdentities);
+  tell(DAMAGE, clearIdentities);
+  tell(FIELDS.map(hostileStory).join("\n\n"), clearIdentities);
+  it("descriptors: extents", (test) =>
+    compareDescriptors(
+      test,
+      DESCRIPTORS.map((extents) => `${HEAD.replace("TYPE", "monolithicFlat")}${extents}\n`),
+    ));
+  it("descriptors: types", (test) =>
+    compareDescriptors(
+      test,
+      TYPES.map((type) => `${HEAD.replace("TYPE", type)}RW 2048 FLAT "x.bin" 0\n`),
+    ));
+  it("descriptors: heads", (test) =>
+    compareDescriptors(
+      test,
+      HEADS.map((head) => `${head.replace("TYPE", "monolithicFlat")}RW 2048 FLAT "x.bin" 0\n`),
+    ));
+});
