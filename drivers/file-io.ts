@@ -320,8 +320,10 @@ export async function resize(
       if (oldSize === 0 && size > 0) allocateFirstBlock(fd, size);
     }
   } catch (error) {
-    // As it was: a file that is half grown serves nobody.
-    fs.ftruncateSync(fd, oldSize);
+    // As it was: a file that is half grown serves nobody. If that fails too, what went wrong first is what counts.
+    try {
+      fs.ftruncateSync(fd, oldSize);
+    } catch {}
     throw BlockError.wrap(
       prealloc === "off" ? "Could not resize file" : "Could not write zeros for preallocation",
       error,

@@ -113,11 +113,12 @@ function isSameFile(one: FileIdentity | undefined, other: FileIdentity | undefin
 
 /** Another name of the same file must not show half an image either, so it is emptied first. */
 function removeFile({ path: filename }: FileIdentity): void {
-  try {
-    fs.truncateSync(filename, 0);
-    fs.unlinkSync(filename);
-  } catch {
-    // The error that has led here says more than this one.
+  for (const step of [fs.truncateSync, fs.unlinkSync]) {
+    try {
+      step(filename);
+    } catch {
+      // The error that has led here says more than this one.
+    }
   }
 }
 
