@@ -13,7 +13,7 @@ import { file, hostDevice } from "./file.ts";
 import { compress } from "./filter-compress.ts";
 import { foreignFormats } from "./foreign-formats.ts";
 import { raw } from "./raw.ts";
-import { bySignature, isBochs, isCloop, isQcow2, isVmdk, probeParallels } from "./signatures.ts";
+import { bySignature, isBochs, isCloop, isQcow2, isVmdk, probeDmg, probeParallels } from "./signatures.ts";
 
 /** A driver with its code, or what finds it and how it is loaded. */
 type Entry = { readonly formatName: string; readonly open: unknown } | LazyEntry;
@@ -52,6 +52,7 @@ const entries = {
   },
   bochs: { kind: "format", probe: isBochs, load: async () => (await import("./bochs.ts")).bochs },
   cloop: { kind: "format", probe: isCloop, load: async () => (await import("./cloop.ts")).cloop },
+  dmg: { kind: "format", probe: probeDmg, load: async () => (await import("./dmg/index.ts")).dmg },
   vdi: {
     kind: "format",
     probe: bySignature({ offset: 64, text: "\x7f\x10\xda\xbe" }),
@@ -76,6 +77,11 @@ const entries = {
     kind: "format",
     probe: bySignature({ text: "conectix" }),
     load: async () => (await import("./vpc/index.ts")).vpc,
+  },
+  qcow: {
+    kind: "format",
+    probe: bySignature({ text: "QFI\xfb\0\0\0\x01" }),
+    load: async () => (await import("./qcow1/index.ts")).qcow,
   },
   qed: {
     kind: "format",
@@ -102,7 +108,9 @@ export type Drivers = {
  * True: it must be given.
  */
 export interface DriverChildren {
+  readonly qcow: { readonly file: true; readonly backing: false };
   readonly qcow2: { readonly file: true; readonly backing: false; readonly "data-file": false };
+  readonly qed: { readonly file: true; readonly backing: false };
   readonly parallels: { readonly file: true; readonly backing: false };
   readonly vmdk: { readonly file: true; readonly backing: false };
   readonly vhdx: { readonly file: true; readonly backing: false };

@@ -6,19 +6,15 @@ import type { AmendRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import type { OpeningNode } from "../../src/block/open.ts";
 import { type OptionTable, takeOptions } from "../../src/block/options.ts";
-import { cipherByName } from "../crypto/algorithms.ts";
 import { type HeaderArea, type LuksVolume, luksInfo, openLuks } from "../crypto/luks.ts";
 import { amendLuks, luksAmendOptions } from "../crypto/luks-amend.ts";
+import { qcowAesCipher } from "../crypto/qcow-aes.ts";
 import { requirePassphrase } from "../crypto/secrets.ts";
-import { type SectorCipher, sectorCipher } from "../crypto/sector-cipher.ts";
 import type { CryptoFields, ImageCrypto } from "./crypto.ts";
 import type { CryptoHeaderRecord } from "./layout.ts";
 import type { options as runtimeOptions } from "./runtime-options.ts";
 
 const PREFIX = "encrypt.";
-
-/** The old AES takes so much of the passphrase, and zeroes where it is shorter. */
-const AES_KEY_BYTES = 16;
 
 export async function openKeys(
   co: Coroutine<"none">,
@@ -31,7 +27,7 @@ export async function openKeys(
     flags.noIo ? undefined : requirePassphrase(environment, options["encrypt.key-secret"], PREFIX);
   if (format === "aes") {
     const key = passphrase();
-    return { format, cipher: key && aesCipher(key), info: () => ({ format }), amend: undefined };
+    return { format, cipher: key && qcowAesCipher(key), info: () => ({ format }), amend: undefined };
   }
   if (!cryptoHeader) throw invalid(`Missing CRYPTO header for crypt method ${cryptMethod}`);
   const area = headerArea(file, cryptoHeader);
@@ -42,13 +38,6 @@ export async function openKeys(
     info: () => luksInfo(volume, { format }),
     amend: (reader, request) => amend(reader, area, volume, request),
   };
-}
-
-function aesCipher(passphrase: Uint8Array): SectorCipher {
-  const key = new Uint8Array(AES_KEY_BYTES);
-  key.set(passphrase.subarray(0, AES_KEY_BYTES));
-  const algorithm = cipherByName("aes-128");
-  return sectorCipher({ algorithm, mode: "cbc", ivGenerator: "plain64", ivHash: undefined }, key);
 }
 
 async function amend(
