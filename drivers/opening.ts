@@ -9,6 +9,12 @@ export function openFailed(file: BlockChild, errno: Errno): BlockError {
   return new BlockError(errno, `Could not open '${file.node.filename}': ${strerror(errno)}`);
 }
 
+/** What a driver has no words for, told with the name of the file: an error of the file that has its errno's text alone. */
+export function toOpenFailed(file: BlockChild, error: unknown): unknown {
+  const isPlain = error instanceof BlockError && error.message === strerror(error.errno);
+  return isPlain ? openFailed(file, error.errno) : error;
+}
+
 /** For an image that has no backing file, of a format that can have one. */
 export function refuseBacking({ flags, optionKeys }: Pick<OpeningNode, "flags" | "optionKeys">): void {
   if (!flags.noBacking && optionKeys().some((key) => key === "backing" || key.startsWith("backing.")))

@@ -16,6 +16,11 @@ export function bitmapIndex({ chunkRatio }: Geometry, block: number): number {
   return Math.floor(block / chunkRatio) * (chunkRatio + 1) + chunkRatio;
 }
 
+/** Of an image with no parent. For no block at all QEMU counts one less than none, in 32 bits. */
+export function batEntries(blocks: number, chunkRatio: number): number {
+  return blocks + Math.floor(((blocks - 1) >>> 0) / chunkRatio);
+}
+
 export function stateBits(entry: number): number {
   return entry % 8;
 }
@@ -83,21 +88,20 @@ function* faultsOf(
   regions: readonly Region[],
   fileBytes: number,
 ): Generator<string> {
-  const { chunkRatio, blockSize } = geometry;
-  const isBitmap = index % (chunkRatio + 1) === chunkRatio;
-  const blockBytes = isBitmap ? UNIT_BYTES : blockSize;
+  const blockBytes = bytesOf(geometry, index);
   const start = value - (value % BigInt(UNIT_BYTES));
   const end = start + BigInt(blockBytes);
   const tail = `points after end of file (${fileBytes}). Image has probably been truncated.`;
-  if (start > 2n ** 63n - 1n - BigInt(blockBytes)) yield `VHDX BAT entry ${index} offset overflow.`;
+  if (start > 2n ** 63n - 1n - BigInt(geometry.blockSize)) yield `VHDX BAT entry ${index} offset overflow.`;
   if (start >= BigInt(fileBytes)) yield `VHDX BAT entry ${index} start offset ${start} ${tail}`;
-  else if (end > BigInt(fileBytes) && !isLastBlock(geometry, index))
-    yield `VHDX BAT entry ${index} end offset ${end - 1n} ${tail}`;
+  else if (end > BigInt(fileBytes)) yield `VHDX BAT entry ${index} end offset ${end - 1n} ${tail}`;
   const overlap = findOverlap(regions, { offset: Number(start), bytes: blockBytes });
   if (overlap) yield overlap;
 }
 
-/** The disk may end within its last block: then the file may too. */
-function isLastBlock(geometry: Geometry, index: number): boolean {
-  return geometry.blocks > 0 && index === batIndex(geometry, geometry.blocks - 1);
+/** What an entry's block must have in the file: the disk may end within its last one. */
+function bytesOf({ chunkRatio, blockSize, diskSize, blocks }: Geometry, index: number): number {
+  if (index % (chunkRatio + 1) === chunkRatio) return UNIT_BYTES;
+  const block = index - Math.floor(index / (chunkRatio + 1));
+  return block === blocks - 1 ? diskSize - block * blockSize : blockSize;
 }

@@ -8,6 +8,7 @@ import type { CreateRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import type { OptionValues } from "../../src/block/options.ts";
 import { alignUp, GiB, isPowerOfTwo, KiB, MiB, SECTOR_SIZE, TiB } from "../../src/block/units.ts";
+import { batEntries } from "./bat.ts";
 import { newGuid, serializeHeader } from "./headers.ts";
 import {
   BlockState,
@@ -105,7 +106,7 @@ function planImage(options: OptionValues<typeof createOptions>): NewImage {
   const blockSize = Math.min(Math.max(wanted, MIN_BLOCK_BYTES), MAX_BLOCK_BYTES);
   if (!isPowerOfTwo(blockSize)) throw invalid("Block size must be a power of two");
   const log = { offset: UNIT_BYTES, bytes: logBytes };
-  const batBytes = alignUp(batEntries(size, blockSize) * 8, UNIT_BYTES);
+  const batBytes = alignUp(batEntries(Math.ceil(size / blockSize), CHUNK_BYTES / blockSize) * 8, UNIT_BYTES);
   const bat = { offset: log.offset + log.bytes, bytes: batBytes };
   const metadata = { offset: bat.offset + bat.bytes, bytes: UNIT_BYTES };
   return {
@@ -128,12 +129,6 @@ function defaultBlockSize(size: number): number {
   if (size > 32 * TiB) return 64 * MiB;
   if (size > 100 * GiB) return 32 * MiB;
   return size > GiB ? 16 * MiB : 8 * MiB;
-}
-
-/** For no block at all QEMU counts one less than none, in 32 bits. */
-function batEntries(size: number, blockSize: number): number {
-  const blocks = Math.ceil(size / blockSize);
-  return blocks + Math.floor(((blocks - 1) >>> 0) / (CHUNK_BYTES / blockSize));
 }
 
 /** The signature comes last: without it there is no image. */
@@ -196,7 +191,7 @@ async function writeBat(file: BlockBackend, image: NewImage): Promise<void> {
   const { size, blockSize, bat, dataOffset } = image;
   const ratio = CHUNK_BYTES / blockSize;
   const blocks = Math.ceil(size / blockSize);
-  const entries = batEntries(blocks * blockSize, blockSize);
+  const entries = batEntries(blocks, ratio);
   const pieceEntries = 8 * KiB;
   for (let first = 0; blocks > 0 && first < entries; first += pieceEntries) {
     const count = Math.min(pieceEntries, entries - first);

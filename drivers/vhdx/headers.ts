@@ -4,6 +4,7 @@ import { randomBytes } from "node:crypto";
 import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
+import { MAX_LENGTH } from "../../src/block/units.ts";
 import {
   checksumOf,
   HEADER_BYTES,
@@ -53,7 +54,7 @@ export function isLogEmpty({ logGuid }: Header): boolean {
 /** While nothing is logged its place must be one all the same; how long it is does not matter then. */
 export function isLogPlaced({ logOffset, logLength, logVersion }: Header, isUsed: boolean): boolean {
   const isAligned = logOffset % UNIT_BYTES === 0 && (!isUsed || logLength % UNIT_BYTES === 0);
-  return logVersion === 0 && logOffset >= UNIT_BYTES && isAligned;
+  return logVersion === 0 && logOffset >= UNIT_BYTES && logOffset <= MAX_LENGTH && isAligned;
 }
 
 /** Brings a new header into force: in the place of the one that is not. It is not stable before the next flush. */

@@ -83,12 +83,11 @@ async function findEntries(
   return found;
 }
 
-function isPlausible({ entryLength, tail, sequenceNumber, descriptorCount }: LogEntry, log: Region): boolean {
+function isPlausible({ entryLength, sequenceNumber, descriptorCount }: LogEntry, log: Region): boolean {
   const isLength =
     isAligned(entryLength, LOG_SECTOR_BYTES) && entryLength >= LOG_SECTOR_BYTES && entryLength <= log.bytes;
-  const isTail = isAligned(tail, LOG_SECTOR_BYTES) && tail < log.bytes;
   const headBytes = LogEntry.size + descriptorCount * LogDescriptor.size;
-  return isLength && isTail && sequenceNumber > 0n && headBytes <= entryLength;
+  return isLength && sequenceNumber > 0n && headBytes <= entryLength;
 }
 
 /** Bytes of the log, which goes on at its start where it ends. */

@@ -5,6 +5,7 @@ import type { Coroutine } from "../../src/block/coroutine.ts";
 import { isPowerOfTwo, KiB, MiB, SECTOR_SIZE } from "../../src/block/units.ts";
 import { openFailed } from "../opening.ts";
 import { parentPath } from "../parent-path.ts";
+import { batEntries } from "./bat.ts";
 import {
   CHUNK_SECTORS,
   FileFlag,
@@ -60,15 +61,15 @@ export async function readMetadata(
   const sectorSize = (await read(Guid.LogicalSectorSize, 4)).getUint32(0, true);
   const hasParent = (parameters.getUint32(4, true) & FileFlag.HasParent) !== 0;
   const locator = items.get(Guid.ParentLocator);
-  if (hasParent && !locator) throw openFailed(file, "EINVAL");
-  if (sectorSize !== SECTOR_SIZE && sectorSize !== 4 * KiB) throw openFailed(file, "ENOTSUP");
   const isBlock = isPowerOfTwo(blockSize) && blockSize >= MIN_BLOCK_BYTES && blockSize <= MAX_BLOCK_BYTES;
-  if (!isBlock || diskSize > MAX_DISK_BYTES) throw openFailed(file, "EINVAL");
+  if (!isBlock || (hasParent && !locator)) throw openFailed(file, "EINVAL");
+  if (sectorSize !== SECTOR_SIZE && sectorSize !== 4 * KiB) throw openFailed(file, "ENOTSUP");
+  if (diskSize > MAX_DISK_BYTES) throw openFailed(file, "EINVAL");
   const chunkRatio = (CHUNK_SECTORS * sectorSize) / blockSize;
   const blocks = Math.ceil(diskSize / blockSize);
   const entries = hasParent
     ? Math.ceil(blocks / chunkRatio) * (chunkRatio + 1)
-    : blocks + Math.floor(Math.max(blocks - 1, 0) / chunkRatio);
+    : batEntries(blocks, chunkRatio);
   return {
     geometry: { blockSize, diskSize, sectorSize, chunkRatio, blocks, entries },
     parent: hasParent ? await readLocator(co, file, region, locator as Region) : undefined,

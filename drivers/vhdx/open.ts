@@ -5,7 +5,7 @@ import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import type { OpeningNode } from "../../src/block/open.ts";
 import { SECTOR_SIZE } from "../../src/block/units.ts";
-import { openFailed, refuseBacking } from "../opening.ts";
+import { openFailed, refuseBacking, toOpenFailed } from "../opening.ts";
 import { PagedTable } from "../paged-table.ts";
 import { Mutex } from "../qcow2/mutex.ts";
 import { TableCache } from "../qcow2/table-cache.ts";
@@ -22,35 +22,42 @@ import type { Headers, Region, VhdxState } from "./state.ts";
 const BITMAP_PIECES = 256;
 
 export async function openState(co: Coroutine<"none">, opening: OpeningNode): Promise<VhdxState> {
-  const { node, environment, flags } = opening;
   const file = await opening.openFileChild(co);
   return graphRdlock(co, async (reader) => {
-    const opened = { file, headers: await readStart(reader, file) };
-    const { logOffset, logLength } = opened.headers.current;
-    const log: Region = { offset: logOffset, bytes: logLength };
-    const wasReplayed = await replayLog(reader, opened, log, node.readOnly);
-    const tellError = (message: string) => (environment.error ?? environment.warn)(message);
-    const found = await readRegions(reader, file, log, tellError);
-    const metadata = await readMetadata(reader, file, found.metadata);
-    const { geometry, parent } = metadata;
-    if (geometry.entries * 8 > found.bat.bytes) throw openFailed(file, "EINVAL");
-    node.totalSectors = Math.floor(geometry.diskSize / SECTOR_SIZE);
-    if (parent) {
-      node.backingFilename = parent.filename;
-      node.backingFormat = "vhdx";
-    } else refuseBacking(opening);
-    const state = makeState(opening, opened, found, metadata, wasReplayed);
-    // Who wants to check it will hear all that is wrong.
-    if (!flags.check) {
-      const scan = await scanBat(reader, file, geometry, scanOptionsOf(state), (message) => {
-        tellError(message);
-        return false;
-      });
-      if (scan.bad > 0) throw openFailed(file, "EINVAL");
-      state.hasBlocks = scan.hasBlocks;
+    try {
+      return await readState(reader, opening, file);
+    } catch (error) {
+      throw toOpenFailed(file, error);
     }
-    return state;
   });
+}
+
+async function readState(co: Coroutine<"read">, opening: OpeningNode, file: BlockChild): Promise<VhdxState> {
+  const { node, environment, flags } = opening;
+  const opened = { file, headers: await readStart(co, file) };
+  const { logOffset, logLength } = opened.headers.current;
+  const log: Region = { offset: logOffset, bytes: logLength };
+  const wasReplayed = await replayLog(co, opened, log, node.readOnly);
+  const tellError = (message: string) => (environment.error ?? environment.warn)(message);
+  const found = await readRegions(co, file, log, tellError);
+  const metadata = await readMetadata(co, file, found.metadata);
+  const { geometry, parent } = metadata;
+  if (geometry.entries * 8 > found.bat.bytes) throw openFailed(file, "EINVAL");
+  node.totalSectors = Math.floor(geometry.diskSize / SECTOR_SIZE);
+  if (parent) {
+    node.backingFilename = parent.filename;
+    node.backingFormat = "vhdx";
+  } else refuseBacking(opening);
+  const state = makeState(opening, opened, found, metadata, wasReplayed);
+  // Who wants to check it will hear all that is wrong.
+  if (flags.check) return state;
+  const scan = await scanBat(co, file, geometry, scanOptionsOf(state), (message) => {
+    tellError(message);
+    return false;
+  });
+  if (scan.bad > 0) throw openFailed(file, "EINVAL");
+  state.hasBlocks = scan.hasBlocks;
+  return state;
 }
 
 export function scanOptionsOf({ batOffset, regions, parent }: VhdxState) {
