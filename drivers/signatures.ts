@@ -70,5 +70,10 @@ export function probeParallels(head: Uint8Array): number {
 /** By magic, or by the first line of a descriptor that is no comment.  @qemu vmdk_probe */
 export function isVmdk(head: Uint8Array): number {
   const text = Buffer.from(head.buffer, head.byteOffset, head.length).toString("latin1");
-  return /^(KDMV|COWD|(#[^\n]*\n| *\r?\n)*version=[123]\r?\n)/.test(text) ? BY_SIGNATURE : 0;
+  return /^(KDMV|COWD|(#[^\n]*\n| +\r?\n)*version=[123]\r?\n)/.test(text) ? BY_SIGNATURE : 0;
+}
+
+/** A dmg has its signature at its end, so its name tells.  @qemu dmg_probe */
+export function probeDmg(head: Uint8Array, filename: string): number {
+  return head.length > 0 && filename.endsWith(".dmg") && filename.length > 4 ? 2 : 0;
 }
