@@ -1,6 +1,7 @@
 /** Formats that are known by their first bytes and not read yet. Sources: the formats' own specifications. */
 
 import type { ForeignFormat } from "../src/block/driver.ts";
+import { bySignature } from "./signatures.ts";
 
 /** A driver that comes takes its line with it. */
 export const foreignFormats: readonly ForeignFormat[] = [
