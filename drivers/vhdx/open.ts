@@ -4,7 +4,7 @@ import type { BlockChild } from "../../src/block/child.ts";
 import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import type { OpeningNode } from "../../src/block/open.ts";
-import { SECTOR_SIZE } from "../../src/block/units.ts";
+import { MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
 import { openFailed, refuseBacking, toOpenFailed } from "../opening.ts";
 import { PagedTable } from "../paged-table.ts";
 import { Mutex } from "../qcow2/mutex.ts";
@@ -43,6 +43,7 @@ async function readState(co: Coroutine<"read">, opening: OpeningNode, file: Bloc
   const metadata = await readMetadata(co, file, found.metadata);
   const { geometry, parent } = metadata;
   if (geometry.entries * 8 > found.bat.bytes) throw openFailed(file, "EINVAL");
+  if (found.bat.offset > MAX_LENGTH) throw openFailed(file, "EIO");
   node.totalSectors = Math.floor(geometry.diskSize / SECTOR_SIZE);
   if (parent) {
     node.backingFilename = parent.filename;
