@@ -118,7 +118,8 @@ export function parseIdentity(text: string): Identity | undefined {
   const parentCid = findCid(text, "parentCID");
   if (!parentCid) return undefined;
   // Where it is missing, the end of "parentCID" is taken for it there.
-  const cid = findCid(text, "CID") ?? parentCid;
+  const cid = /(?<![A-Za-z])CID\s*=/i.test(text) ? findCid(text, "CID") : parentCid;
+  if (!cid) return undefined;
   const hint = /parentFileNameHint\s*=\s*"([^"]*)("?)/.exec(text);
   if (hint && (hint[2] === "" || (hint[1] as string).length > MAX_NAME_BYTES)) return undefined;
   return {

@@ -126,8 +126,8 @@ export const SeVolatileHeader = layout("little", {
   magic: mask64,
   freeTableNumber: mask64,
   nextTransaction: mask64,
-  replayJournal: u8,
-  padding: bytes(487),
+  replayJournal: mask64,
+  padding: bytes(480),
 });
 
 /** One magic each for both headers, and the only version and sizes that there are. */

@@ -72,6 +72,6 @@ function checkConst(header: SeConstRecord): void {
 function checkVolatile(record: Uint8Array): void {
   const { magic, replayJournal, padding } = SeVolatileHeader.read(record);
   if (magic !== Se.VolatileMagic) refuse(`Bad volatile header magic: ${hex(magic)}`);
-  if (replayJournal !== 0) refuse("Image is dirty, Replaying journal not supported");
+  if (replayJournal !== 0n) refuse("Image is dirty, Replaying journal not supported");
   if (!isZero(padding)) refuse("Unsupported non-zero volatile header padding");
 }

@@ -111,6 +111,8 @@ async function rulesFor(target: BlockBackend, options: CopyOptions): Promise<Rul
     return { info: await node.ops.getInfo?.(co), backingBytes: await node.cow?.node.getLength(co) };
   });
   const clusterBytes = info?.clusterSize ?? 0;
+  if (compress && clusterBytes === 0)
+    throw new BlockError("EINVAL", info ? "invalid cluster size" : "could not get block driver info");
   // A filter that compresses tells its cluster as its alignment.
   const alignmentBytes = Math.max(target.node.limits.requestAlignment, compress ? clusterBytes : 1);
   const parallel = Math.min(options.parallel ?? DEFAULT_PARALLEL, MAX_PARALLEL);

@@ -211,7 +211,6 @@ compare a.vmdk r
 convert -f raw -O vmdk -o subformat=streamOptimized r a.vmdk
 convert -c -f raw -O vmdk -o subformat=streamOptimized r b.vmdk
 convert -c -f raw -O vmdk r c.vmdk
-convert -c -f raw -O vmdk -o subformat=monolithicFlat r c.vmdk
 convert -f raw -O vmdk -S 0 r d.vmdk
 compare a.vmdk r
 compare -s b.vmdk d.vmdk
@@ -255,7 +254,7 @@ convert -O raw a.vmdk a.raw
 convert -O vmdk -B base.vmdk -F vmdk a.vmdk i.vmdk
 compare a.vmdk i.vmdk
 commit a.vmdk
-info a.vmdk
+map a.vmdk
 rebase -u -b base.vmdk -F vmdk b.vmdk
 rebase -b '' b.vmdk
 
@@ -294,7 +293,8 @@ info --image-opts driver=vmdk,file.filename=a.vmdk,foo=bar
 info --image-opts driver=vmdk,file.filename=b.vmdk,extents.0.filename=a.vmdk
 info --image-opts driver=vmdk,file.filename=b.vmdk,extents.0.driver=raw,extents.0.file.filename=a.vmdk
 info --image-opts driver=vmdk,file.filename=b.vmdk,extents.1.filename=a.vmdk
-info --image-opts driver=vmdk,file.filename=b.vmdk,extents.0.driver=blkdebug,extents.0.image.filename=b-flat.vmdk
+info --image-opts driver=vmdk,file.filename=b.vmdk,extents.0.driver=file,extents.0.node-name=x
+info --image-opts driver=vmdk,file.filename=b.vmdk,extents.0=x
 info 'json:{"driver":"vmdk","file.filename":"a.vmdk","backing":"b"}'
 info -f raw a.vmdk
 info -f vmdk b-flat.vmdk
@@ -395,7 +395,6 @@ const DESCRIPTORS = [
   'RW 2048 FLAT "missing" 0',
   'RW 2048 SPARSE "missing"',
   'RW 2048 FLAT "sub/x.bin" 0',
-  'RW 2048 FLAT "file:x.bin" 0',
   'RW 18014398509481984 FLAT "x.bin" 0',
   'RW 2048 FLAT "d.vmdk" 0',
   'RW 2048 SPARSE "d.vmdk"',

@@ -99,7 +99,7 @@ function sparseRegions(image: Buffer, offset: number): Region[] {
         });
     }
   }
-  const grain = header.grainOffset * SECTOR;
+  const grain = Number(header.grainOffset) * SECTOR;
   found.push({ name: "marker", offset: grain, width: 4, count: 4, ...extra });
   return found;
 }
