@@ -5,7 +5,7 @@ import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { checkUsable, signalCorruption } from "./corruption.ts";
 import { Kind, loadSlice, type Mapping, peekMapping } from "./mapping.ts";
-import { getRefcount } from "./refcount.ts";
+import { countUsed } from "./refcount.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** Slices that are loaded for one answer, so that it comes in good time. */
@@ -24,7 +24,7 @@ export async function blockStatus(
     state.metadataPreallocated = await detectPreallocation(co, state);
   let first = peekMapping(state, guestOffset, bytes);
   while (!first) {
-    await loadSlice(co, state, guestOffset);
+    await loadSlice(co, state, guestOffset, true);
     first = peekMapping(state, guestOffset, bytes);
   }
   if (first.kind === Kind.Invalid) throw await signalCorruption(co, state, first.problem as string);
@@ -33,7 +33,7 @@ export async function blockStatus(
     const next = peekMapping(state, guestOffset + run, bytes - run);
     if (!next) {
       if (++loads > MAX_LOADS) break;
-      await loadSlice(co, state, guestOffset + run);
+      await loadSlice(co, state, guestOffset + run, true);
       continue;
     }
     if (!continues(first, next, run)) break;
@@ -94,10 +94,5 @@ async function detectPreallocation(co: Coroutine<"read">, state: Qcow2State): Pr
   const clusters = Math.ceil(length / clusterSize);
   const real = Math.floor(used / clusterSize);
   const threshold = Math.max(Math.floor((real * 10) / 9), real + 2);
-  return state.lock.run(async () => {
-    let count = 0;
-    for (let index = 0; index < clusters && count < threshold; index++)
-      if ((await getRefcount(co, state, index)) > 0) count++;
-    return count >= threshold;
-  });
+  return state.lock.run(async () => (await countUsed(co, state, clusters, threshold)) >= threshold);
 }

@@ -25,7 +25,7 @@ import {
   allocateClusters,
   allocateClustersAt,
   freeClusters,
-  getRefcount,
+  lastUsed,
   refblockEntries,
   updateRefcount,
 } from "./refcount.ts";
@@ -283,9 +283,7 @@ async function firstBehind(co: Coroutine<"read">, state: Qcow2State): Promise<nu
   await forEachRefcount(co, state, fileEnd, Math.max(counted - fileEnd, 0), (cluster) => {
     end = cluster + 1;
   });
-  if (end > 0) return end;
-  for (end = fileEnd; (await getRefcount(co, state, end - 1)) === 0; ) end--;
-  return end;
+  return end > 0 ? end : (await lastUsed(co, state, fileEnd)) + 1;
 }
 
 /** Has the file set space aside for `count` clusters, which get their refcounts: host offset of the first. */

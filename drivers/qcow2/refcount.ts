@@ -15,6 +15,7 @@
 import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { assert, BlockError } from "../../src/block/errors.ts";
+import { isZero } from "../../src/block/iov.ts";
 import { signalCorruption } from "./corruption.ts";
 import { hex, type RefcountAccess, refcountAccess, tableOffset } from "./entries.ts";
 import { addRefblock } from "./refcount-blocks.ts";
@@ -80,6 +81,46 @@ async function loadRefblock(
     );
   }
   return state.refcountCache.load(co, offset);
+}
+
+/**
+ * How many of the first `clusters` are in use; it stops counting at `enough`. What has no refcounts, or only zeroes, is
+ * passed over in blocks: a file may be a hole of any length.
+ */
+export async function countUsed(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  clusters: number,
+  enough: number,
+): Promise<number> {
+  const { get } = refcountsOf(state);
+  const blockClusters = refblockEntries(state);
+  const end = Math.min(clusters, (state.refcountTable.byteLength / 8) * blockClusters);
+  let count = 0;
+  for (let first = 0; first < end && count < enough; first += blockClusters) {
+    const view = (peekRefblock(state, first) ?? (await loadRefblock(co, state, first)))?.view;
+    if (!view || isZero(new Uint8Array(view.buffer, view.byteOffset, view.byteLength))) continue;
+    for (let index = 0; index < Math.min(blockClusters, end - first) && count < enough; index++)
+      if (get(view, index) > 0) count++;
+  }
+  return count;
+}
+
+/** The last of the first `clusters` that is in use, found as `countUsed` counts; 0 if none is.  @qemu qcow2_get_last_cluster */
+export async function lastUsed(co: Coroutine<"read">, state: Qcow2State, clusters: number): Promise<number> {
+  const { get } = refcountsOf(state);
+  const blockClusters = refblockEntries(state);
+  let last = Math.min(clusters, (state.refcountTable.byteLength / 8) * blockClusters) - 1;
+  while (last > 0) {
+    const first = last - (last % blockClusters);
+    const view = (peekRefblock(state, first) ?? (await loadRefblock(co, state, first)))?.view;
+    if (!view || isZero(new Uint8Array(view.buffer, view.byteOffset, view.byteLength))) {
+      last = first - 1;
+      continue;
+    }
+    for (; last >= first; last--) if (get(view, last % blockClusters) > 0) return last;
+  }
+  return Math.max(last, 0);
 }
 
 /**

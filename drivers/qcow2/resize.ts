@@ -15,7 +15,7 @@ import { Autoclear, HeaderV2 } from "./layout.ts";
 import { Kind, l2OffsetOf, lookUp } from "./mapping.ts";
 import { preallocate } from "./preallocate.ts";
 import { pread } from "./read.ts";
-import { freeClusters, getRefcount, settleFreed } from "./refcount.ts";
+import { freeClusters, lastUsed, settleFreed } from "./refcount.ts";
 import { dropUnusedRefblocks } from "./refcount-area.ts";
 import { l2Coverage, type Qcow2State } from "./state.ts";
 import { pwrite } from "./write.ts";
@@ -149,8 +149,7 @@ async function dropL2Tables(co: Coroutine<"read">, state: Qcow2State, firstIndex
 async function cutTail(co: Coroutine<"read">, state: Qcow2State, growsFile: boolean): Promise<void> {
   const { file, clusterSize } = state;
   const length = await file.getLength(co);
-  let last = Math.ceil(length / clusterSize) - 1;
-  while (last > 0 && (await getRefcount(co, state, last)) === 0) last--;
+  const last = await lastUsed(co, state, Math.ceil(length / clusterSize));
   const end = (last + 1) * clusterSize;
   if (end >= length && !growsFile) return;
   try {

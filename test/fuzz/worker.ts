@@ -103,12 +103,15 @@ async function runCase(index: number): Promise<void> {
   ];
   const { content, fileBytes, steps } = mutate(base.content, format, dice, names);
   current = { case: index, base: base.name, steps, problem: "" };
-  note("write");
+  note("begin");
   const filename = path.join(work, "image");
   fs.writeFileSync(filename, content);
   if (fileBytes > content.length) fs.truncateSync(filename, fileBytes);
-  if (task.keep !== undefined)
-    fs.copyFileSync(filename, path.join(task.keep, `${task.format}-${task.seed}-${index}`));
+  if (task.keep !== undefined) {
+    const kept = path.join(task.keep, `${task.format}-${task.seed}-${index}`);
+    fs.writeFileSync(kept, content);
+    fs.truncateSync(kept, fileBytes);
+  }
   strays.length = 0;
   try {
     const subject = {
