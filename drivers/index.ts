@@ -13,7 +13,16 @@ import { file, hostDevice } from "./file.ts";
 import { compress } from "./filter-compress.ts";
 import { foreignFormats } from "./foreign-formats.ts";
 import { raw } from "./raw.ts";
-import { bySignature, isBochs, isCloop, isQcow2, isVmdk, probeDmg, probeParallels } from "./signatures.ts";
+import {
+  bySignature,
+  isBochs,
+  isCloop,
+  isFixedVhd,
+  isQcow2,
+  isVmdk,
+  probeDmg,
+  probeParallels,
+} from "./signatures.ts";
 
 /** A driver with its code, or what finds it and how it is loaded. */
 type Entry = { readonly formatName: string; readonly open: unknown } | LazyEntry;
@@ -76,6 +85,7 @@ const entries = {
   vpc: {
     kind: "format",
     probe: bySignature({ text: "conectix" }),
+    probeEnd: isFixedVhd,
     load: async () => (await import("./vpc/index.ts")).vpc,
   },
   qcow: {

@@ -77,3 +77,20 @@ export function isVmdk(head: Uint8Array): number {
 export function probeDmg(head: Uint8Array, filename: string): number {
   return head.length > 0 && filename.endsWith(".dmg") && filename.length > 4 ? 2 : 0;
 }
+
+/**
+ * The footer of a fixed VHD, which has nothing at its start. It must say what the file is, by both rules: the guest of a
+ * raw image may have written it.
+ */
+export function isFixedVhd(tail: Uint8Array, fileBytes: number): number {
+  if (bySignature({ text: "conectix" })(tail) === 0) return 0;
+  const view = new DataView(tail.buffer, tail.byteOffset, tail.length);
+  const diskBytes = fileBytes - tail.length;
+  const geometryBytes = view.getUint16(56) * view.getUint8(58) * view.getUint8(59) * 512;
+  let sum = view.getUint32(64);
+  for (const [at, byte] of tail.entries()) if (at < 64 || at >= 68) sum += byte;
+  const isWhole = sum === 0xffffffff && view.getUint32(60) === 2;
+  const isMax = view.getUint32(56) === 0xffff10ff;
+  const isSize = Number(view.getBigUint64(48)) === diskBytes && (isMax || geometryBytes <= diskBytes);
+  return isWhole && isSize ? BY_SIGNATURE : 0;
+}

@@ -355,6 +355,8 @@ export interface FormatDriver<T extends OptionTable = OptionTable, C extends Opt
   readonly kind: "format";
   /** How sure it is that an image that starts with `head` is its own: 0 no, 1 raw only, 100 by a magic.  @qemu bdrv_probe */
   readonly probe?: (head: Uint8Array, filename: string) => number;
+  /** The same by the last bytes of a file of `fileBytes`: asked where the start alone would be taken for raw. */
+  readonly probeEnd?: (tail: Uint8Array, fileBytes: number) => number;
   readonly supportsBacking?: boolean;
   /** Some of its images take compressed writes: `convert -c` asks before it creates one. */
   readonly supportsCompression?: boolean;
@@ -384,6 +386,7 @@ export interface DriverEntry {
   readonly parseFilename?: ((filename: string) => Options) | undefined;
   readonly claims?: ((filename: string) => boolean) | undefined;
   readonly probe?: ((head: Uint8Array, filename: string) => number) | undefined;
+  readonly probeEnd?: ((tail: Uint8Array, fileBytes: number) => number) | undefined;
   readonly load: () => Promise<BlockDriver>;
 }
 
@@ -402,6 +405,7 @@ export function registerDriver<T extends OptionTable, C extends OptionTable>(
     parseFilename: erased.kind === "format" ? undefined : erased.parseFilename,
     claims: erased.kind === "protocol" ? erased.claims : undefined,
     probe: erased.kind === "format" ? erased.probe : undefined,
+    probeEnd: erased.kind === "format" ? erased.probeEnd : undefined,
     load: async () => erased,
   });
 }
