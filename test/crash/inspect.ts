@@ -23,14 +23,7 @@ export async function inspect(
   directory: string | undefined,
 ): Promise<void> {
   const top = variant.layers.length - 1;
-  let image = await openLayer(variant, top, { readOnly: true }).catch((error: unknown) => {
-    if (!(error instanceof BlockError && variant.asksForRepair?.test(error.message))) throw error;
-    return undefined;
-  });
-  if (!image) {
-    await repair(variant, top);
-    image = await openLayer(variant, top, { readOnly: true });
-  }
+  const image = await openRepaired(variant, top);
   const content = await readAll(image);
   try {
     checkContent(content, outlook);
@@ -55,6 +48,17 @@ const LOOSE_FLAG = /^ERROR OFLAG_COPIED /;
 
 function countHarmless({ isLeak }: Variant, lines: readonly string[], hasLooseFlags: boolean): number {
   return lines.filter((line) => isLeak?.(line) || (hasLooseFlags && LOOSE_FLAG.test(line))).length;
+}
+
+/** Opens it to be read, after the repair that it may ask for. */
+export async function openRepaired(variant: Variant, index: number): Promise<BlockBackend> {
+  try {
+    return await openLayer(variant, index, { readOnly: true });
+  } catch (error) {
+    if (!(error instanceof BlockError && variant.asksForRepair?.test(error.message))) throw error;
+    await repair(variant, index);
+    return openLayer(variant, index, { readOnly: true });
+  }
 }
 
 async function checkSnapshots(variant: Variant, image: BlockBackend, outlook: Outlook): Promise<void> {

@@ -129,7 +129,7 @@ export const VARIANTS: readonly Variant[] = [
   { name: "vpc", layers: [plain("vpc", 2 * MiB, "force_size=on", { size: 6 * MiB })], qemuChecks: false },
   {
     name: "vhdx",
-    layers: [plain("vhdx", MiB, "block_size=1M", { size: 4 * MiB, resize: true })],
+    layers: [plain("vhdx", MiB, "block_size=1M", { size: 4 * MiB })],
     asksForRepair: /contains a log that needs to be replayed/,
     qemuChecks: false,
   },

@@ -8,8 +8,8 @@ import type { BlockBackend } from "../../src/block/backend.ts";
 import { BlockError, type Errno } from "../../src/block/errors.ts";
 import { copyFiles, Disk, type Entry, tear, useDisk } from "../crash/disk.ts";
 import { checkContent, History } from "../crash/history.ts";
-import { makeChain, openLayer, readAll, topProfile } from "../crash/image.ts";
-import { checkLayer, inspect } from "../crash/inspect.ts";
+import { makeChain, readAll, topProfile } from "../crash/image.ts";
+import { checkLayer, inspect, openRepaired } from "../crash/inspect.ts";
 import type { Variant } from "../crash/variants.ts";
 import { makeOps, type Op, type OpsTarget, runOps } from "../random-ops.ts";
 import { type Random, random } from "../support/random.ts";
@@ -122,7 +122,7 @@ class Attempt {
   }
 
   async #checkAll(): Promise<void> {
-    await using image = await openLayer(this.#variant, this.#variant.layers.length - 1, { readOnly: true });
+    await using image = await openRepaired(this.#variant, this.#variant.layers.length - 1);
     const found = await readAll(image);
     const { model } = this.#target;
     const wrong = found.findIndex((byte, at) => byte !== model[at]);

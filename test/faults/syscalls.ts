@@ -51,7 +51,7 @@ function limit(verdict: Verdict, asked: number, syscall: string): number {
   throw systemError(verdict.errno, syscall);
 }
 
-export function systemError(errno: string, syscall: string): NodeJS.ErrnoException {
+function systemError(errno: string, syscall: string): NodeJS.ErrnoException {
   return Object.assign(new Error(`${errno}: made up, ${syscall}`), { code: errno, syscall });
 }
 
