@@ -141,12 +141,12 @@ function randomBits(dice: Random): bigint {
 }
 
 function scribble(image: Buffer, dice: Random): string {
-  const bytes = Math.min(1 + dice.below(dice.pick([1, 8, 64, 4096])), image.length);
   const at = dice.chance(0.5) ? dice.below(image.length) : Math.floor(image.length * dice.next() ** 6);
+  const bytes = Math.min(1 + dice.below(dice.pick([1, 8, 64, 4096])), image.length - at);
   const kind = dice.below(3);
-  if (kind === 0) image.set(dice.bytes(Math.min(bytes, image.length - at)), at);
+  if (kind === 0) image.set(dice.bytes(bytes), at);
   else if (kind === 1) image.fill(dice.pick([0, 0xff, 0x41]), at, at + bytes);
-  else image.copy(image, dice.below(image.length), at, at + bytes);
+  else copyWithin(image, at, bytes, dice.below(image.length));
   return `${bytes} bytes at ${at}`;
 }
 
@@ -224,4 +224,9 @@ function put(image: Buffer, region: Region, index: number, value: bigint): void 
     else image.writeBigUInt64BE(wrapped, at);
   } else if (littleEndian) image.writeUIntLE(Number(wrapped), at, bytes);
   else image.writeUIntBE(Number(wrapped), at, bytes);
+}
+
+/** Another part of the image over this one. */
+function copyWithin(image: Buffer, at: number, bytes: number, from: number): void {
+  image.copyWithin(at, from, Math.min(from + bytes, image.length));
 }

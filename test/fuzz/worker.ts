@@ -101,9 +101,10 @@ async function runCase(index: number): Promise<void> {
     "nbd://localhost/x",
     `file:${secret}`,
   ];
-  const { content, fileBytes, steps } = mutate(base.content, format, dice, names);
-  current = { case: index, base: base.name, steps, problem: "" };
+  current = { case: index, base: base.name, steps: [], problem: "" };
   note("begin");
+  const { content, fileBytes, steps } = mutate(base.content, format, dice, names);
+  current = { ...current, steps };
   const filename = path.join(work, "image");
   fs.writeFileSync(filename, content);
   if (fileBytes > content.length) fs.truncateSync(filename, fileBytes);
