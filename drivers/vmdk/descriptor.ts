@@ -11,8 +11,8 @@ export const DESCRIPTOR_BYTES = 20 * SECTOR_SIZE;
 /** Longer ones are cut.  @qemu vmdk_read_desc */
 const MAX_DESCRIPTOR_BYTES = MiB - 1;
 
-/** @qemu auto_backing_file */
-const MAX_NAME_BYTES = 1023;
+/** Those of a path, as the host has them.  @qemu auto_backing_file */
+const MAX_NAME_BYTES = 4095;
 
 /** No content identity: the image has no parent. */
 export const NO_CID = 0xffffffff;

@@ -42,12 +42,11 @@ create -f vmdk b.vmdk 3000001
 create -f vmdk c.vmdk 0
 create -f vmdk -o subformat=monolithicFlat d.vmdk 3M
 create -f vmdk -o subformat=twoGbMaxExtentSparse e.vmdk 5G
-create -f vmdk -o subformat=twoGbMaxExtentFlat f.vmdk 5G
 create -f vmdk -o subformat=streamOptimized g.vmdk 100M
 create -f vmdk -o subformat=twoGbMaxExtentSparse h.vmdk 0
 create -f vmdk -o subformat=twoGbMaxExtentSparse i.vmdk 2147483648
 create -f vmdk -o subformat=twoGbMaxExtentFlat j.vmdk 2147483649
-create -f vmdk n.vmdk 640G
+create -f vmdk n.vmdk 100G
 create -f vmdk -o subformat=monolithicFlat x.y.vmdk 1000
 create -f vmdk -o subformat=monolithicFlat c 1M
 create -f vmdk -o subformat=twoGbMaxExtentSparse file:z.a.vmdk 1M
@@ -55,7 +54,7 @@ info a.vmdk
 info --output=json b.vmdk
 info d.vmdk
 info --output=json e.vmdk
-info f.vmdk
+info j.vmdk
 info g.vmdk
 info --output=json g.vmdk
 info n.vmdk
@@ -306,7 +305,7 @@ const FIELDS = [0, 4, 7, 8, 10, 12, 20, 23, 26, 27, 28, 44, 46, 48, 52, 56, 58, 
 
 function hostileStory(offset: number): string {
   const looks = ["info a.vmdk", "check -f vmdk a.vmdk", "map -f vmdk --output=json a.vmdk"];
-  const lines = [0, 1, 2, 3, 0x7f, 0xff].flatMap((byte) => [
+  const lines = [0, 1, 3, 0xff].flatMap((byte) => [
     "= qemu-img create -q -f vmdk a.vmdk 3M",
     '= qemu-io -f vmdk -c "write -P 1 1M 64k" a.vmdk',
     `= qemu-io -f raw -c "write -P ${byte} ${offset} 1" a.vmdk`,
@@ -436,7 +435,8 @@ const HEADS = [
   HEAD.replace('createType="TYPE"', 'createType="TYPE'),
   `${HEAD}parentFileNameHint="a.vmdk"\n`,
   `${HEAD}parentFileNameHint="a.vmdk\n`,
-  `${HEAD}parentFileNameHint="${"a".repeat(1024)}"\n`,
+  `${HEAD}parentFileNameHint="${"a".repeat(4096)}"\n`,
+  `${HEAD}parentFileNameHint="${"a".repeat(4095)}"\n`,
   HEAD.replaceAll("\n", "\r\n"),
 ];
 
