@@ -33,7 +33,7 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
   try {
     if (image.dataFile !== undefined) {
       const size = isPreallocated(image) ? 0 : image.size;
-      await createFile(co, image.dataFile, new Map([["size", size]]), environment);
+      await createFile(co, image.dataFile, new Map([["size", size]]), environment, true);
     }
     const file = await openCreated(co, filename, environment);
     try {

@@ -141,10 +141,11 @@ function checkConflicts(node: BlockNode): void {
   }
 }
 
-/** What a node needs of a child, from what its own parents need of it. */
-function childPerm(node: BlockNode, role: ChildRole, parents: PermPair): PermPair {
+/** What a node needs of a child, from what its own parents need of it.  @qemu bdrv_child_perm */
+function childPerm(node: BlockNode, child: BlockNode, role: ChildRole, parents: PermPair): PermPair {
   const pair = defaultPerm(node, role, parents);
-  return role.perm ? role.perm(pair, parents) : pair;
+  const { used, shared } = role.perm ? role.perm(pair, parents) : pair;
+  return { used, shared: child.flags.forceShare ? Perm.All : shared };
 }
 
 /** @qemu bdrv_default_perms */
@@ -178,7 +179,6 @@ function defaultPerm(node: BlockNode, role: ChildRole, parents: PermPair): PermP
     shared &= ~Perm.Resize;
     shared |= Perm.WriteUnchanged;
   }
-  if (node.flags.forceShare) shared = Perm.All;
   return { used, shared };
 }
 
@@ -219,7 +219,8 @@ function refreshNodePerms(transaction: Transaction, node: BlockNode): void {
     );
   const change = node.isInserted ? node.ops.preparePermissions?.(pair) : undefined;
   if (change) transaction.add(change);
-  for (const edge of node.children.values()) setPerm(transaction, edge, childPerm(node, edge.role, pair));
+  for (const edge of node.children.values())
+    setPerm(transaction, edge, childPerm(node, edge.node, edge.role, pair));
 }
 
 function setPerm(transaction: Transaction, edge: BlockChild, perm: PermPair): void {
@@ -282,7 +283,7 @@ export async function attachChild(
     return await changeGraph(caller, [], async (writer, transaction) => {
       assert(writer.live && !parent.children.has(name), `${parent.describe()} has a child '${name}' already`);
       checkNoLoop(parent, child, name);
-      const perm = childPerm(parent, role, cumulativePerm(parent));
+      const perm = childPerm(parent, child, role, cumulativePerm(parent));
       const edge = new BlockChild(name, role, parent, child, perm);
       link(transaction, edge, child);
       parent.children.set(name, edge);

@@ -35,7 +35,7 @@ const GRANULARITY_RANGE = 2 ** 32;
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
   const { environment } = context;
-  await withImage({ ...wanted, flags: { readOnly: false } }, context, async (image) => {
+  await withImage({ ...wanted, flags: { readOnly: false, noBacking: true } }, context, async (image) => {
     let source: BlockBackend | undefined;
     try {
       if (wanted.sourceFile !== undefined) {

@@ -97,7 +97,7 @@ describe("locks", { skip: noOracle }, () => {
     test.after(() => process.chdir(inDirectory));
     for (const [options, flags = ""] of cases) {
       const letters = flags === "" ? [] : [flags];
-      const theirs = await holdWithQemuIo([...letters, "--image-opts", options], at(""));
+      const theirs = await holdWithQemuIo(test, [...letters, "--image-opts", options], at(""));
       const expected = locked();
       await theirs.release();
       const given = Object.fromEntries(parseKeyValues(options, "file", () => {})) as NestedOptions;
@@ -141,7 +141,7 @@ describe("locks", { skip: noOracle }, () => {
   it("stay as they were where a change is refused, and after that all goes on", async (test) => {
     const at = images(test);
     await using reader = await openBackend(at("base.qcow2"), { flags: { readOnly: true } });
-    const other = await holdWithQemuIo(["-r", "base.qcow2"], at(""));
+    const other = await holdWithQemuIo(test, ["-r", "base.qcow2"], at(""));
     const message = 'Failed to get "write" lock';
     await assert.rejects(reader.reopen({ readOnly: false }), refused(message, at("base.qcow2")));
     assert.ok(reader.node.readOnly);
@@ -158,6 +158,7 @@ describe("locks", { skip: noOracle }, () => {
     await using backend = await openBackend(at("r.raw"), { flags: { readOnly: true } });
     const { root, context } = backend;
     const other = await holdWithQemuIo(
+      test,
       ["--image-opts", `driver=blkdebug,image.filename=${at("r.raw")},unshare-child-perms.0=resize`],
       at(""),
     );
@@ -178,7 +179,7 @@ describe("locks", { skip: noOracle }, () => {
 
   it("of an open that fails are gone, with its descriptors", async (test) => {
     const at = images(test);
-    const other = await holdWithQemuIo(["base.qcow2"], at(""));
+    const other = await holdWithQemuIo(test, ["base.qcow2"], at(""));
     await assert.rejects(openBackend(at("top.qcow2")), {
       message: 'Could not open backing file: Could not open backing file: Failed to get shared "write" lock',
     });
@@ -221,7 +222,7 @@ describe("locks", { skip: noOracle }, () => {
     const create = (format: string, name: string) =>
       createImage({ filename: at(name), format, options: new Map([["size", 2 ** 20]]), environment });
     const before = fs.readFileSync(at("base.qcow2"));
-    const reader = await holdWithQemuIo(["-r", "base.qcow2"], at(""));
+    const reader = await holdWithQemuIo(test, ["-r", "base.qcow2"], at(""));
     for (const format of ["raw", "qcow2"])
       await assert.rejects(
         create(format, "base.qcow2"),
@@ -230,7 +231,7 @@ describe("locks", { skip: noOracle }, () => {
     await reader.release();
     assert.deepEqual(fs.readFileSync(at("base.qcow2")), before);
     fs.writeFileSync(at("r.raw"), Buffer.alloc(2 ** 20, 7));
-    const writer = await holdWithQemuIo(["-f", "raw", "r.raw"], at(""));
+    const writer = await holdWithQemuIo(test, ["-f", "raw", "r.raw"], at(""));
     // qemu-img empties it before it finds out.
     await assert.rejects(create("qcow2", "r.raw"), refused('Failed to get shared "write" lock', at("r.raw")));
     assert.ok(fs.readFileSync(at("r.raw")).every((byte) => byte === 7));

@@ -4,14 +4,20 @@ import { spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import fs from "node:fs";
 import path from "node:path";
+import { setTimeout } from "node:timers/promises";
 import { posix } from "../../src/platform/posix.ts";
+import type { Cleanup } from "./temp.ts";
 
 export interface Holder {
   readonly release: () => Promise<void>;
 }
 
 /** Has qemu-io open what `args` say until it is released. Throws what it prints if it can't. */
-export async function holdWithQemuIo(args: readonly string[], directory: string): Promise<Holder> {
+export async function holdWithQemuIo(
+  test: Cleanup,
+  args: readonly string[],
+  directory: string,
+): Promise<Holder> {
   const child = spawn("qemu-io", args, { cwd: directory });
   let errors = "";
   child.stderr.on("data", (data) => {
@@ -22,16 +28,16 @@ export async function holdWithQemuIo(args: readonly string[], directory: string)
   child.stdin.write("length\n");
   await Promise.race([once(child.stdout, "data"), ended]);
   if (child.exitCode !== null) throw new Error(`qemu-io ${args.join(" ")}: ${errors}`);
-  return {
-    async release() {
-      child.stdin.end();
-      await ended;
-    },
+  const release = async () => {
+    child.stdin.end();
+    await ended;
   };
+  test.after(release);
+  return { release };
 }
 
 /** Has qemu-nbd serve an image until it is released. */
-export async function holdWithQemuNbd(args: readonly string[], directory: string): Promise<Holder> {
+export function holdWithQemuNbd(test: Cleanup, args: readonly string[], directory: string): Holder {
   const pidFile = path.join(directory, "nbd.pid");
   const service = ["--fork", `--pid-file=${pidFile}`, "-k", path.join(directory, "nbd.socket"), "-t"];
   const { status, stderr } = spawnSync("qemu-nbd", [...service, ...args], {
@@ -40,15 +46,14 @@ export async function holdWithQemuNbd(args: readonly string[], directory: string
   });
   if (status !== 0) throw new Error(`qemu-nbd ${args.join(" ")}: ${stderr}`);
   const pid = Number(fs.readFileSync(pidFile, "utf8"));
-  return {
-    async release() {
-      process.kill(pid);
-      while (fs.existsSync(`/proc/${pid}/comm`) && isAlive(pid))
-        await new Promise((done) => setTimeout(done, 5));
-      fs.rmSync(path.join(directory, "nbd.socket"), { force: true });
-      fs.rmSync(pidFile, { force: true });
-    },
+  const release = async () => {
+    if (isAlive(pid)) process.kill(pid);
+    while (isAlive(pid)) await setTimeout(5);
+    fs.rmSync(path.join(directory, "nbd.socket"), { force: true });
+    fs.rmSync(pidFile, { force: true });
   };
+  test.after(release);
+  return { release };
 }
 
 /** A process that nobody waits for stays in the table after its end, in a container without an init. */
@@ -82,7 +87,7 @@ export function noLocks(directory: string): string | false {
       ? false
       : "the kernel does not list locks by the files' numbers here";
   } catch (error) {
-    return `no locks to be seen here: ${error}`;
+    return `no locks to be seen here: ${String(error)}`;
   } finally {
     fs.closeSync(fd);
     fs.rmSync(filename);
