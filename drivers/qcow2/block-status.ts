@@ -29,7 +29,9 @@ export async function blockStatus(
   }
   if (first.kind === Kind.Invalid) throw await signalCorruption(co, state, first.problem as string);
   let run = first.bytes;
-  for (let loads = 0; run < bytes; ) {
+  // The file will be asked for holes in what is found, and mostly knows of one at the next table: no need to look farther.
+  const isCutBelow = state.metadataPreallocated && first.kind === Kind.Normal;
+  for (let loads = 0; run < bytes && !isCutBelow; ) {
     const next = peekMapping(state, guestOffset + run, bytes - run);
     if (!next) {
       if (++loads > MAX_LOADS) break;

@@ -9,7 +9,7 @@ import type { Check } from "./check.ts";
 import { hexEntry, isMapped, MAX_REPEATED_WALKS, readL2 } from "./check-l2.ts";
 import { peekRefcount, refcountOf } from "./check-refcounts.ts";
 import { checkOverlap } from "./corruption.ts";
-import { COMPRESSED_HIGH, COPIED_HIGH, entryOffset } from "./entries.ts";
+import { COMPRESSED_HIGH, COPIED_HIGH, entryOffset, plainRun } from "./entries.ts";
 import { putL1Entry } from "./l2.ts";
 
 /** @qemu QCOW_OFLAG_COPIED */
@@ -80,7 +80,14 @@ async function checkEntries(co: Coroutine<"read">, run: Check, offset: number, f
   const { clusterSize, l2EntryBytes, hasDataFile } = state;
   const table = await readL2(co, run, offset);
   let changes = 0;
+  let closeLookUntil = 0;
   for (let at = 0; at < table.byteLength; at += l2EntryBytes) {
+    if (at >= closeLookUntil) {
+      const { entries, right } = plainSingles(run, table, at);
+      closeLookUntil = at + entries * l2EntryBytes;
+      at += right * l2EntryBytes;
+      if (at >= table.byteLength) break;
+    }
     const high = table.getUint32(at);
     const low = table.getUint32(at + 4);
     if ((high === 0 && low === 0) || (high & COMPRESSED_HIGH) !== 0 || !isMapped(run, high, low)) continue;
@@ -100,6 +107,24 @@ async function checkEntries(co: Coroutine<"read">, run: Check, offset: number, f
   await writeTable(co, run, offset, table);
   result.corruptions -= changes;
   result.corruptionsFixed += changes;
+}
+
+/** How many entries from there on look as most do, and how many of them, from the first on, are right. */
+function plainSingles(run: Check, table: DataView, at: number): { entries: number; right: number } {
+  const { state, counts, refcounts } = run;
+  const { clusterSize, l2Entries, extendedL2, hasDataFile } = state;
+  // A limit of 1 stands for all above, too.
+  if (extendedL2 || hasDataFile || refcounts.hasLost || counts.max === 1) return { entries: 0, right: 0 };
+  const entries = plainRun(table, at / 8, l2Entries, clusterSize);
+  const cluster = entryOffset(table.getUint32(at), table.getUint32(at + 4)) / clusterSize;
+  const within = Math.min(entries, counts.clusters - cluster);
+  let right = 0;
+  while (right < within) {
+    const singles = counts.singles(cluster + right, within - right);
+    if (singles === 0) break;
+    right += singles;
+  }
+  return { entries, right };
 }
 
 async function writeTable(

@@ -90,6 +90,36 @@ export class ReferenceCounts {
       this.#addCluster(cluster, weight);
   }
 
+  /**
+   * Counts one reference to each of `count` clusters in a row from `first` on, and the next ones likewise: the usual
+   * case of `add`, for clusters within the file. Gives how many were counted, up to the end of a page or to one whose
+   * count is at its limit.
+   */
+  addRun(first: number, count: number): number {
+    const page = this.#pageOf(first);
+    const from = first % this.pageClusters;
+    const to = Math.min(from + count, this.pageClusters);
+    const { max } = this;
+    let index = from;
+    for (; index < to; index++) {
+      const references = page[index] as number;
+      if (references >= max) break;
+      page[index] = references + 1;
+    }
+    return index - from;
+  }
+
+  /** How many of `count` clusters in a row from `first` on have exactly one reference, up to the end of a page. */
+  singles(first: number, count: number): number {
+    const page = this.#pages.get(Math.floor(first / this.pageClusters));
+    if (!page) return 0;
+    const from = first % this.pageClusters;
+    const to = Math.min(from + count, this.pageClusters);
+    let index = from;
+    while (index < to && page[index] === 1) index++;
+    return index - from;
+  }
+
   #addCluster(cluster: number, weight: number): void {
     const page = this.#pageOf(cluster);
     const index = cluster % this.pageClusters;

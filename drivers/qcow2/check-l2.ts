@@ -5,7 +5,7 @@ import { BlockError } from "../../src/block/errors.ts";
 import { isAligned } from "../../src/block/units.ts";
 import type { Check } from "./check.ts";
 import { checkOverlap } from "./corruption.ts";
-import { COMPRESSED_HIGH, COPIED_HIGH, entryOffset, parseCompressed, ZERO_LOW } from "./entries.ts";
+import { COMPRESSED_HIGH, COPIED_HIGH, entryOffset, parseCompressed, plainRun, ZERO_LOW } from "./entries.ts";
 
 /** What one L2 table adds to the figures of the image. */
 export interface L2Figures {
@@ -97,15 +97,15 @@ async function zeroEntry(
   }
 }
 
+/** The table is in the one buffer of the check, until the next is read. */
 export async function readL2(
   co: Coroutine<"read">,
-  { state, options, result }: Check,
+  { state, options, result, l2Buffer }: Check,
   offset: number,
 ): Promise<DataView<ArrayBuffer>> {
   try {
-    const bytes = new Uint8Array(state.clusterSize);
-    await state.file.pread(co, offset, bytes);
-    return new DataView(bytes.buffer);
+    await state.file.pread(co, offset, l2Buffer);
+    return new DataView(l2Buffer.buffer);
   } catch (error) {
     options.report("ERROR: I/O error in check_refcounts_l2");
     result.checkErrors++;
@@ -124,6 +124,8 @@ class L2Walk {
   #fragmented = 0;
   #compressed = 0;
   #nextContiguous = 0;
+  /** Up to this index there is something wrong with what looks plain. */
+  #closeLookUntil = 0;
 
   constructor(run: Check, table: DataView, weight: number, fix: boolean) {
     this.#run = run;
@@ -138,6 +140,11 @@ class L2Walk {
     const { l2EntryBytes, l2Entries, extendedL2 } = state;
     const before = result.corruptions;
     for (let index = 0; index < l2Entries; index++) {
+      const plain = this.#countPlain(index);
+      if (plain > 0) {
+        index += plain - 1;
+        continue;
+      }
       const at = index * l2EntryBytes;
       const high = table.getUint32(at);
       const low = table.getUint32(at + 4);
@@ -160,6 +167,27 @@ class L2Walk {
       compressed: this.#compressed,
       findings: result.corruptions - before,
     };
+  }
+
+  /** Counts what needs no second look, from the entry at `index` on; gives the number of entries. */
+  #countPlain(index: number): number {
+    const { state, counts } = this.#run;
+    const { clusterSize, l2Entries, extendedL2, hasDataFile } = state;
+    if (extendedL2 || hasDataFile || this.#weight !== 1 || index < this.#closeLookUntil) return 0;
+    const table = this.#table;
+    const run = plainRun(table, index, l2Entries, clusterSize);
+    if (run === 0) return 0;
+    const offset = entryOffset(table.getUint32(index * 8), table.getUint32(index * 8 + 4));
+    const within = Math.ceil((counts.fileBytes - offset) / clusterSize);
+    const counted = within > 0 ? counts.addRun(offset / clusterSize, Math.min(run, within)) : 0;
+    if (counted === 0) {
+      this.#closeLookUntil = index + run;
+      return 0;
+    }
+    this.#allocated += counted;
+    if (this.#nextContiguous !== 0 && offset !== this.#nextContiguous) this.#fragmented++;
+    this.#nextContiguous = offset + counted * clusterSize;
+    return counted;
   }
 
   /** A line is told once, however many references it stands for. */

@@ -226,6 +226,7 @@ class Comparison {
     first: number,
     clusters: number,
   ): Promise<number> {
+    if (page && isSame(page, bytes, clusters)) return Math.max(first + lastUsed(page, clusters), 0);
     const { get } = refcountsOf(this.#run.state);
     const { max } = this.#run.counts;
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
@@ -278,6 +279,22 @@ class Comparison {
     result.checkErrors += end - start;
     this.#run.lostRefcounts += end - start;
   }
+}
+
+/** Whether the counters stand in the block just so; false also where that can't be told at a glance. */
+function isSame(page: Counters, block: Uint8Array, clusters: number): boolean {
+  const bytes = clusters * page.BYTES_PER_ELEMENT;
+  if (block.length !== page.byteLength) return false;
+  const swapped = Buffer.from(page.buffer.slice(page.byteOffset, page.byteOffset + bytes));
+  if (page.BYTES_PER_ELEMENT === 2) swapped.swap16();
+  if (page.BYTES_PER_ELEMENT === 4) swapped.swap32();
+  return swapped.equals(block.subarray(0, bytes));
+}
+
+/** Relative to the page's first cluster; minus infinity where there is none. */
+function lastUsed(page: Counters, clusters: number): number {
+  for (let index = clusters - 1; index >= 0; index--) if (page[index] !== 0) return index;
+  return Number.NEGATIVE_INFINITY;
 }
 
 /** The refcount that a cluster has, after `compareRefcounts` without `keepCounts`; undefined if it can't be had. */

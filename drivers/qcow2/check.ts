@@ -33,6 +33,8 @@ export interface Check {
   readonly result: CheckResult;
   readonly counts: ReferenceCounts;
   readonly refcounts: FileRefcounts;
+  /** For one L2 table at a time. */
+  readonly l2Buffer: Uint8Array<ArrayBuffer>;
   /** L2 tables by offset. */
   readonly tables: Map<number, WalkedTable>;
   /** Refcounts can't be put right one by one. */
@@ -140,6 +142,7 @@ async function begin(
     result,
     counts,
     refcounts,
+    l2Buffer: new Uint8Array(clusterSize),
     tables: new Map(),
     needsRebuild: false,
     lostRefcounts: 0,

@@ -14,6 +14,7 @@ import {
   entryOffset,
   hex,
   isCopied,
+  plainRun,
   tableOffset,
   ZERO_LOW,
 } from "./entries.ts";
@@ -109,13 +110,22 @@ export function peekMapping(state: Qcow2State, guestOffset: number, bytes: numbe
   return mapping;
 }
 
-/** Loads what `peekMapping` found missing. Takes the driver's lock. */
-export function loadSlice(co: Coroutine<"read">, state: Qcow2State, guestOffset: number): Promise<void> {
+/**
+ * Loads what `peekMapping` found missing. Takes the driver's lock. `once`: it is not likely to be asked for again soon.
+ */
+export function loadSlice(
+  co: Coroutine<"read">,
+  state: Qcow2State,
+  guestOffset: number,
+  once = false,
+): Promise<void> {
   return state.lock.run(async () => {
     checkUsable(state);
     const l2Offset = l2OffsetOf(state, guestOffset);
     if (l2Offset === 0 || l2Offset % state.clusterSize !== 0) return;
-    await state.l2Cache.load(co, placeOf(state, l2Offset, guestOffset).sliceOffset);
+    const { sliceOffset } = placeOf(state, l2Offset, guestOffset);
+    if (once && state.node.readOnly) await state.l2Cache.scan(co, sliceOffset);
+    else await state.l2Cache.load(co, sliceOffset);
   });
 }
 
@@ -211,9 +221,15 @@ function mapClusters(
   const { clusterSize } = state;
   const high = view.getUint32(index * 8);
   const low = view.getUint32(index * 8 + 4);
-  const kind = clusterKind(state, high, low);
   const copied = high >= COPIED_HIGH;
   const within = guestOffset % clusterSize;
+  const wanted = Math.min(index + Math.ceil((within + bytes) / clusterSize), sliceEntries(state));
+  const plain = plainRun(view, index, wanted, clusterSize);
+  if (plain > 0) {
+    const run = Math.min(plain * clusterSize - within, bytes);
+    return { kind: Kind.Normal, bytes: run, hostOffset: entryOffset(high, low) + within, copied, high, low };
+  }
+  const kind = clusterKind(state, high, low);
   const first = clusterSize - within;
   if (kind === Kind.Compressed)
     return { kind, bytes: Math.min(first, bytes), hostOffset: 0, copied, high, low };

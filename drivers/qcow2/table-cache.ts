@@ -69,6 +69,7 @@ export class TableCache {
   readonly #options: TableCacheOptions;
   /** In the order in which victims are looked for. */
   readonly #tables = new Map<number, Table>();
+  #scanned: Table | undefined;
   #dependsOn: TableCache | undefined;
   /** The data file must be flushed before any table is written. */
   dependsOnFlush = false;
@@ -100,9 +101,35 @@ export class TableCache {
   async load(co: Coroutine<"read">, offset: number): Promise<Table> {
     const cached = this.peek(offset);
     if (cached) return cached;
-    const { file, loadEvent, end = Number.POSITIVE_INFINITY } = this.#options;
     if (this.#tables.size >= this.capacity) await this.#makeRoom(co);
-    const buffer = new Uint8Array(Math.min(this.tableBytes, end - offset));
+    return this.#read(co, offset);
+  }
+
+  /**
+   * The same for whoever passes over all tables of an image that nobody writes to: the one that was loaded so before
+   * gives its memory. To touch new memory costs more than to read the table.
+   */
+  async scan(co: Coroutine<"read">, offset: number): Promise<Table> {
+    const cached = this.peek(offset);
+    if (cached) return cached;
+    const last = this.#scanned;
+    this.#scanned = undefined;
+    const isOurs = last !== undefined && this.#tables.get(last.offset) === last && !last.isDirty;
+    if (isOurs) this.#tables.delete(last.offset);
+    else if (this.#tables.size >= this.capacity) await this.#makeRoom(co);
+    const table = await this.#read(co, offset, isOurs ? last.view : undefined);
+    this.#scanned = table;
+    return table;
+  }
+
+  async #read(co: Coroutine<"read">, offset: number, into?: DataView<ArrayBuffer>): Promise<Table> {
+    const { file, loadEvent, end = Number.POSITIVE_INFINITY } = this.#options;
+    const bytes = Math.min(this.tableBytes, end - offset);
+    const buffer =
+      into?.byteLength === bytes
+        ? new Uint8Array(into.buffer, into.byteOffset, bytes)
+        : new Uint8Array(bytes);
+    if (offset > MAX_LENGTH) buffer.fill(0);
     if (file.debug && loadEvent !== undefined) await file.debug.event(co, loadEvent);
     // Where no file has anything a table is empty: such an image is damaged.
     if (offset <= MAX_LENGTH) await file.pread(co, offset, buffer);
