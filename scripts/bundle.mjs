@@ -114,16 +114,19 @@ async function writeJoined(home) {
   write(home, outputFiles[0].text);
 }
 
-/** A function that gives the exports of a chunk by its name: hundreds of getters that hardly anybody needs. */
+/**
+ * A function that gives the exports of a chunk by its name: made only when asked for, since there are hundreds. It is asked
+ * when all chunks of its file have run, and no export of ours changes later: so these are no getters, which are slow.
+ */
 function doorTo(names) {
   const imports = [];
   const cases = names.map((name, index) => {
-    const getters = exportsOf(name).map((exported) => {
+    const values = exportsOf(name).map((exported) => {
       imports.push(`import { ${exported} as ${exported}$${index} } from "./${name}";`);
-      return `get ${exported}() { return ${exported}$${index}; }`;
+      return `${exported}: ${exported}$${index}`;
     });
     imports.push(`import "./${name}";`);
-    return `case ${JSON.stringify(name)}: return { __esModule: true, ${getters.join(", ")} };`;
+    return `case ${JSON.stringify(name)}: return { __esModule: true, ${values.join(", ")} };`;
   });
   return `${imports.join("")} export function chunk(name) { switch (name) { ${cases.join(" ")} } }`;
 }
@@ -144,7 +147,8 @@ function takeFromMemory(esbuild, home) {
     return isHere ? { path: name, namespace: "chunk" } : { path: file, external: true };
   });
   esbuild.onLoad({ filter: /./, namespace: "chunk" }, ({ path: name }) => ({
-    contents: requireBuiltins(chunks.get(name)),
+    // Without an export it would pass for CommonJS, by its name.
+    contents: `${requireBuiltins(chunks.get(name))}export{};`,
   }));
 }
 
