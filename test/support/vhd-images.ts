@@ -93,3 +93,85 @@ export function withBytes(image: Uint8Array, offset: number, ...changes: readonl
 export function seal(record: Buffer): void {
   record.writeUInt32LE(checksumOf(record), 4);
 }
+
+/** A name of the parent as an image stores it. */
+export interface StoredName {
+  /** "W2ru", "MacX", ... */
+  readonly code: string;
+  readonly data: Uint8Array;
+}
+
+export interface ChildVhd {
+  /** Bytes of the disk. */
+  readonly size: number;
+  readonly blockSize: number;
+  /** The parent's footer, for its identity. */
+  readonly parentFooter: Uint8Array;
+  readonly names: readonly StoredName[];
+  readonly unicodeName?: string;
+  /** XenServer's map behind the table: which blocks are all here. */
+  readonly batmap?: Uint8Array;
+}
+
+/** A differencing VHD of which no block is here. */
+export function childVhd({
+  size,
+  blockSize,
+  parentFooter,
+  names,
+  unicodeName = "",
+  batmap,
+}: ChildVhd): Buffer {
+  const entries = Math.ceil(size / blockSize);
+  const table = Buffer.alloc(Math.ceil((entries * 4) / 512) * 512, 0xff);
+  const header = Buffer.alloc(DynamicHeader.size);
+  const footer = Buffer.from(parentFooter);
+  footer.writeBigUInt64BE(512n, Footer.offsetOf.dataOffset);
+  footer.writeBigUInt64BE(BigInt(size), Footer.offsetOf.currentSize);
+  footer.write("win ", Footer.offsetOf.creatorApplication);
+  footer.writeUInt32BE(4, Footer.offsetOf.diskType);
+  footer[Footer.offsetOf.uniqueId] = 255 - (footer[Footer.offsetOf.uniqueId] as number);
+  header.write("cxsparse");
+  header.fill(0xff, 8, 16);
+  header.writeBigUInt64BE(1536n, DynamicHeader.offsetOf.tableOffset);
+  header.writeUInt32BE(0x10000, DynamicHeader.offsetOf.headerVersion);
+  header.writeUInt32BE(entries, DynamicHeader.offsetOf.maxTableEntries);
+  header.writeUInt32BE(blockSize, DynamicHeader.offsetOf.blockSize);
+  header.set(parentFooter.subarray(68, 84), DynamicHeader.offsetOf.parentUniqueId);
+  header.set(Buffer.from(unicodeName, "utf16le").swap16(), DynamicHeader.offsetOf.parentUnicodeName);
+  const parts = [footer, header, table];
+  let end = 1536 + table.length;
+  const append = (data: Uint8Array) => {
+    const padded = Buffer.alloc(Math.ceil(data.length / 512) * 512);
+    padded.set(data);
+    parts.push(padded);
+    end += padded.length;
+  };
+  if (batmap) {
+    const map = Buffer.alloc(512);
+    map.write("tdbatmap");
+    map.writeBigUInt64BE(BigInt(end + 512), 8);
+    map.writeUInt32BE(1, 16);
+    map.writeUInt32BE(0x10002, 20);
+    const bits = Buffer.alloc(512);
+    bits.set(batmap);
+    map.writeUInt32BE(vhdChecksum(bits), 24);
+    append(map);
+    append(bits);
+  }
+  for (const [index, { code, data }] of names.entries()) {
+    const at = DynamicHeader.offsetOf.parentLocators + index * 24;
+    header.write(code, at, "latin1");
+    header.writeUInt32BE(512, at + 4);
+    header.writeUInt32BE(data.length, at + 8);
+    header.writeBigUInt64BE(BigInt(end), at + 16);
+    append(data);
+  }
+  const image = Buffer.concat([...parts, footer]);
+  const sealed = withDynamicHeader(withFooter(image, 0), [0, "text", "cxsparse"]);
+  return withFooter(sealed, sealed.length - 512);
+}
+
+export function windowsName(code: string, name: string): StoredName {
+  return { code, data: Buffer.from(name, "utf16le") };
+}
