@@ -68,6 +68,7 @@ const SPLIT_BYTES = 2 * GiB;
 
 export async function create(co: Coroutine<"none">, request: CreateRequest<CreateOptions>): Promise<void> {
   const { filename, protocolOptions, environment } = request;
+  if (filename === "") throw new BlockError("EINVAL", "No filename provided");
   const image = checkOptions(request.options);
   const parentCid =
     image.backingFile === undefined
@@ -78,12 +79,12 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
   const files = [...new Set([...parts.map((part) => part.path), filename])];
   const isEmbedded = parts[0]?.path === filename;
   try {
+    if (!isEmbedded) await createFile(co, filename, protocolOptions, environment);
     for (const { path, bytes } of parts) {
       await makeFile(co, path, protocolOptions, environment, (file) =>
         image.isFlat ? file.truncate(bytes) : writeSparse(file, image, bytes),
       );
     }
-    if (!isEmbedded) await createFile(co, filename, protocolOptions, environment);
     await fill(co, filename, environment, (file) => file.write(isEmbedded ? SECTOR_SIZE : 0, text));
   } catch (error) {
     for (const file of files) await emptyCreated(co, file, environment);

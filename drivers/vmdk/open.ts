@@ -197,7 +197,7 @@ async function openExtent(
   const bytes = line.sectors * SECTOR_SIZE;
   if (filename === undefined || type === "ZERO") return { extent: { kind: "zero", access, type, bytes } };
   const isFlat = type === "FLAT" || type === "VMFS";
-  const role: ChildRole = isFlat ? { data: true } : { data: true, metadata: true };
+  const role: ChildRole = { data: true, implied: true, ...(!isFlat && { metadata: true }) };
   const path = extentPath(opening, file, filename);
   const child = await opening.openReference(co, key, role, "extent", path, true);
   // The gate had nothing opened in its place.

@@ -119,11 +119,7 @@ export async function openCowd(co: Coroutine<"read">, file: BlockChild): Promise
   });
 }
 
-export async function readHeader(
-  co: Coroutine<"read">,
-  file: BlockChild,
-  bytes: number,
-): Promise<Uint8Array> {
+async function readHeader(co: Coroutine<"read">, file: BlockChild, bytes: number): Promise<Uint8Array> {
   try {
     return await file.preadBytes(co, 0, bytes);
   } catch (error) {

@@ -24,6 +24,8 @@ export interface ChildRole {
   readonly cow?: boolean;
   /** The one whose filename is the parent's. */
   readonly primary?: boolean;
+  /** The parent's other children name it: the options that open the parent again do without it. */
+  readonly implied?: boolean;
   /**
    * What the driver needs beyond that, or shares less: changes what follows from the rest. `parents` is what the
    * driver's own parents use and share.  @qemu bdrv_child_perm

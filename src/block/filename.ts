@@ -77,7 +77,7 @@ function fullOpenOptions(node: BlockNode): NestedOptions {
   const children: Record<string, NestedOptions | NestedOptions[]> = {};
   for (const [name, edge] of node.children) {
     // A backing file that the image names itself needs no telling.
-    if (edge.role.cow && !node.childrenOverridden) continue;
+    if (edge.role.implied || (edge.role.cow && !node.childrenOverridden)) continue;
     const options = fullOpenOptions(edge.node);
     // "children.0", "children.1": an array.
     const [list, index] = name.split(".");

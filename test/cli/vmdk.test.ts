@@ -127,7 +127,6 @@ const WRITE = `
 create -q -f vmdk a.vmdk 5000k
 qemu-io -c "write -P 1 3M 1k" a.vmdk
 qemu-io -c "write -P 2 1023k 2k" a.vmdk
-info a.vmdk
 map --output=json a.vmdk
 qemu-io -c "write -P 3 0 4M" a.vmdk
 qemu-io -c "write -P 4 4999k 1k" a.vmdk
@@ -140,7 +139,6 @@ qemu-io -c map -c "alloc 0 5000k" -c length -c info a.vmdk
 qemu-io -c "write -c 0 64k" a.vmdk
 convert -O vmdk a.vmdk b.vmdk
 compare a.vmdk b.vmdk
-info b.vmdk
 
 # what is unaligned
 create -q -f vmdk a.vmdk 4M
@@ -170,14 +168,12 @@ map --output=json b.vmdk
 # flat
 create -q -f vmdk -o subformat=monolithicFlat a.vmdk 3000k
 qemu-io -c "write -P 1 1M 100k" a.vmdk
-info a.vmdk
 map --output=json a.vmdk
 qemu-io -c "write -z 0 2M" a.vmdk
 qemu-io -c "discard 0 1M" a.vmdk
 map --output=json a.vmdk
 check a.vmdk
 convert -O vmdk -o subformat=monolithicFlat a.vmdk b.vmdk
-info b.vmdk
 qemu-io -c "write -c 0 64k" a.vmdk
 
 # split
@@ -187,7 +183,6 @@ qemu-io -c "write -P 2 2048M 1k" a.vmdk
 qemu-io -c "read -P 1 2047M 1M" -c "read -P 2 2048M 1k" a.vmdk
 map --output=json a.vmdk
 check a.vmdk
-info a.vmdk
 qemu-io -c "write -c 0 64k" a.vmdk
 
 # streams
@@ -197,7 +192,6 @@ qemu-io -c "write -P 2 128k 192k" a.vmdk
 qemu-io -c "write -P 3 960k 40k" a.vmdk
 qemu-io -c "read -P 2 130k 100k" -c "read -P 3 999k 1k" -c "read -P 0 64k 64k" a.vmdk
 map --output=json a.vmdk
-info a.vmdk
 qemu-io -c "write -P 3 0 64k" a.vmdk
 qemu-io -c "write -c -P 3 320k 64k" a.vmdk
 check a.vmdk
@@ -217,7 +211,6 @@ convert -O raw a.vmdk r2
 convert -n -O vmdk r d.vmdk
 convert -O qcow2 b.vmdk c.qcow2
 dd -O vmdk if=r of=e.vmdk bs=1M count=2
-info e.vmdk
 map --output=json b.vmdk
 
 # overlays
@@ -298,6 +291,65 @@ info 'json:{"driver":"vmdk","file.filename":"a.vmdk","backing":"b"}'
 info -f raw a.vmdk
 info -f vmdk b-flat.vmdk
 info b-flat.vmdk
+`;
+
+const NAMES = `
+# names
+= qemu-img create -q -f vmdk -o subformat=monolithicFlat b.vmdk 2M
+= qemu-img create -q -f vmdk -o subformat=twoGbMaxExtentSparse t.vmdk 2M
+= qemu-img create -q -f vmdk a.vmdk 2M
+info blkdebug::b.vmdk
+info blkdebug::a.vmdk
+info --image-opts driver=vmdk,file.driver=blkdebug,file.image.filename=b.vmdk
+info --image-opts driver=vmdk,file.driver=blkdebug,file.image.filename=t.vmdk
+info --image-opts driver=vmdk,file.driver=blkdebug,file.image.filename=a.vmdk,file.align=4096
+info --image-opts driver=vmdk,file.driver=blkdebug,file.image.filename=t.vmdk,file.align=4096
+info --image-opts driver=vmdk,file.filename=t.vmdk,file.locking=off
+info --image-opts driver=vmdk,file.filename=t.vmdk,extents.0.locking=off
+info --image-opts driver=vmdk,file.filename=t.vmdk,extents.0.driver=file,node-name=foo
+info 'json:{"driver":"vmdk","file":{"driver":"raw","file":{"driver":"file","filename":"t.vmdk"}}}'
+info --image-opts driver=copy-on-read,file.driver=vmdk,file.file.filename=t.vmdk
+info --image-opts driver=raw,file.driver=vmdk,file.file.filename=t.vmdk
+info --image-opts driver=raw,file.driver=vmdk,file.file.filename=a.vmdk
+info --image-opts driver=vmdk,file.driver=null-co,file.size=1M,file.read-zeroes=on
+map --output=json --image-opts driver=vmdk,file.filename=t.vmdk,extents.0.locking=off
+convert -O vmdk -o backing_file=a.vmdk a.vmdk e.vmdk
+convert -O vmdk -o backing_file=a.vmdk,backing_fmt=vmdk a.vmdk e.vmdk
+convert -O vmdk -o backing_file=a.vmdk,backing_fmt=raw a.vmdk e.vmdk
+convert -O vmdk -o subformat=foo a.vmdk e.vmdk
+convert -O vmdk -o adapter_type=foo a.vmdk e.vmdk
+convert -O vmdk -o compat6=on,hwversion=1 a.vmdk e.vmdk
+convert -O vmdk -o help a.vmdk e.vmdk
+convert -O vmdk -o preallocation=full a.vmdk e.vmdk
+compare a.vmdk t.vmdk
+compare -f vmdk a.vmdk b.vmdk
+resize b.vmdk 3M
+rebase -b a.vmdk -F vmdk t.vmdk
+rebase -u -b '' t.vmdk
+commit b.vmdk
+snapshot -a x a.vmdk
+amend -o compat6=on a.vmdk
+measure -f vmdk -O qcow2 a.vmdk
+measure -f raw -O vmdk a.vmdk
+check --output=json a.vmdk
+check -f raw a.vmdk
+check missing.vmdk
+create -f vmdk missing/a.vmdk 1M
+create -f vmdk -o subformat=monolithicFlat missing/a.vmdk 1M
+create -f vmdk -o subformat=twoGbMaxExtentSparse missing/a.vmdk 1M
+create -f vmdk '' 1M
+create -f vmdk -o subformat=monolithicFlat '' 1M
+create -f vmdk -o subformat=twoGbMaxExtentSparse json:{} 1M
+create -f vmdk f.vmdk -1
+create -f vmdk f.vmdk 100k 1
+create -f vmdk -o subformat=monolithicFlat,subformat=monolithicSparse f.vmdk 100k
+create -f vmdk -b f.vmdk -F vmdk f.vmdk 1M
+create -f vmdk -b a.vmdk -F vmdk -o size=1M g.vmdk
+create -f vmdk -b g.vmdk -F vmdk h.vmdk
+info --backing-chain h.vmdk
+map h.vmdk
+qemu-io -c "write -P 5 100k 1k" h.vmdk
+info -U h.vmdk
 `;
 
 /** Bytes of the header that matter, by offset. */
@@ -462,6 +514,7 @@ async function compareDescriptors(test: TestContext, texts: readonly string[]): 
 describe("vmdk beside qemu-img", { skip: missingTool ?? false }, () => {
   tell(CREATE, clearIdentities);
   tell(WRITE, clearIdentities);
+  tell(NAMES, clearIdentities);
   tell(DAMAGE, clearIdentities);
   tell(FIELDS.map(hostileStory).join("\n\n"), clearIdentities);
   it("descriptors: extents", (test) =>
