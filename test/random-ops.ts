@@ -40,6 +40,8 @@ export interface OpsProfile {
   /** Requests like to start and end around multiples of this. */
   readonly clusterSize: number;
   readonly compressed: boolean;
+  /** So many clusters are written compressed at once; default 4. */
+  readonly compressedClusters?: number;
   readonly resize: boolean;
   /** Internal snapshots; "overflow": refcounts are so narrow that one may be refused. */
   readonly snapshots?: boolean | "overflow";
@@ -147,14 +149,14 @@ function makeRange(
 /** Whole clusters; the last of the image may be cut. */
 function makeClusters(
   dice: Random,
-  { clusterSize }: OpsProfile,
+  { clusterSize, compressedClusters = 4 }: OpsProfile,
   size: number,
 ): { offset: number; bytes: number } {
   const clusters = Math.ceil(size / clusterSize);
   if (clusters === 0) return { offset: 0, bytes: 0 };
   const offset = dice.below(clusters) * clusterSize;
   const most = Math.max(1, Math.floor(MAX_BYTES / clusterSize));
-  const bytes = dice.between(1, Math.min(most, 4)) * clusterSize;
+  const bytes = dice.between(1, Math.min(most, compressedClusters)) * clusterSize;
   return { offset, bytes: Math.min(bytes, size - offset) };
 }
 

@@ -52,12 +52,35 @@ function countHarmless({ isLeak }: Variant, lines: readonly string[], hasLooseFl
 
 /** Opens it to be read, after the repair that it may ask for. */
 export async function openRepaired(variant: Variant, index: number): Promise<BlockBackend> {
+  const image = await openLayer(variant, index, { readOnly: true }).catch((error: unknown) => {
+    if (!(error instanceof BlockError && variant.asksForRepair?.test(error.message))) throw error;
+    return undefined;
+  });
+  if (image && !(variant.needsRepair && (await isDirty(variant, image)))) return image;
+  await image?.close();
+  await repair(variant, index);
+  return openLayer(variant, index, { readOnly: true });
+}
+
+/** As the driver says, or as the header does. */
+async function isDirty({ needsRepair }: Variant, image: BlockBackend): Promise<boolean> {
+  const { node } = image;
+  if (needsRepair)
+    return needsRepair(
+      await image.run(async (co) => node.children.get("file")?.preadBytes(co, 0, 512) ?? new Uint8Array()),
+    );
+  const info = await image.run(async (co) => node.ops.getInfo?.(co));
+  return info?.isDirty ?? false;
+}
+
+/** Opens it to be written, after the repair that it may ask for. */
+async function openToWrite(variant: Variant, index: number): Promise<BlockBackend> {
   try {
-    return await openLayer(variant, index, { readOnly: true });
+    return await openLayer(variant, index, { readOnly: false });
   } catch (error) {
     if (!(error instanceof BlockError && variant.asksForRepair?.test(error.message))) throw error;
     await repair(variant, index);
-    return openLayer(variant, index, { readOnly: true });
+    return openLayer(variant, index, { readOnly: false });
   }
 }
 
@@ -99,8 +122,7 @@ export async function checkLayer(variant: Variant, index: number, hasLooseFlags:
   let image = await openLayer(variant, index, { readOnly: true });
   try {
     if (!image.node.ops.check) return;
-    const info = await image.run(async (co) => image.node.ops.getInfo?.(co));
-    if (info?.isDirty) {
+    if (await isDirty(variant, image)) {
       await image.close();
       await repair(variant, index);
       image = await openLayer(variant, index, { readOnly: true });
@@ -147,7 +169,7 @@ async function goOn(
   const snapshots = await readSnapshots(variant);
   const model = content.slice();
   {
-    await using image = await openLayer(variant, top, { readOnly: false });
+    await using image = await openToWrite(variant, top);
     for (let count = 0; count < 6 && model.length > 0; count++) {
       const offset = dice.below(Math.ceil(model.length / clusterSize)) * clusterSize;
       const bytes = Math.min(clusterSize * dice.between(1, 3), model.length - offset);

@@ -18,6 +18,8 @@ export interface Variant {
   readonly layers: readonly Layer[];
   /** Of the topmost, beside `driver`. */
   readonly openOptions?: Readonly<Record<string, string | number | boolean>>;
+  /** Whether its header says that it is to be repaired before it is read: entries may lead nowhere. */
+  readonly needsRepair?: (file: Uint8Array) => boolean;
   /** What it says that can only be opened once it has been repaired, as QEMU too would say; undefined: nothing. */
   readonly asksForRepair?: RegExp;
   /** What `check` calls an error, here as in QEMU, though only space is lost. */
@@ -131,6 +133,43 @@ export const VARIANTS: readonly Variant[] = [
     name: "vhdx",
     layers: [plain("vhdx", MiB, "block_size=1M", { size: 4 * MiB })],
     asksForRepair: /contains a log that needs to be replayed/,
+    qemuChecks: false,
+  },
+  {
+    name: "qcow",
+    layers: [plain("qcow", 4 * KiB, "", { compressed: true, compressedClusters: 1 })],
+    qemuChecks: false,
+  },
+  {
+    name: "qcow over raw, committed",
+    layers: [plain("raw", 64 * KiB, ""), plain("qcow", 512, "", { ...COMMIT, size: 512 * 400 })],
+    qemuChecks: false,
+  },
+  ...["monolithicSparse", "twoGbMaxExtentSparse", "monolithicFlat"].map((subformat) => ({
+    name: `vmdk, ${subformat}`,
+    layers: [plain("vmdk", 64 * KiB, `subformat=${subformat}`, { size: 16 * 64 * KiB })],
+    qemuChecks: subformat === "monolithicSparse",
+  })),
+  {
+    name: "vmdk, zeroed grains, over vmdk",
+    layers: [
+      plain("vmdk", 64 * KiB, "", { size: 12 * 64 * KiB }),
+      plain("vmdk", 64 * KiB, "zeroed_grain=on", { size: 12 * 64 * KiB }),
+    ],
+    qemuChecks: false,
+  },
+  {
+    name: "parallels",
+    layers: [plain("parallels", 4 * KiB, "cluster_size=4k")],
+    openOptions: { "prealloc-size": 65536 },
+    asksForRepair: /Image was not closed correctly/,
+    isLeak: (line) => /^ERROR image was not closed correctly/.test(line),
+    qemuChecks: true,
+  },
+  {
+    name: "qed",
+    layers: [plain("qed", 4 * KiB, "cluster_size=4k", { resize: true })],
+    needsRepair: (file) => ((file[16] ?? 0) & 2) !== 0,
     qemuChecks: false,
   },
 ];
