@@ -64,6 +64,19 @@ export async function replay(
   }
 }
 
+/** Where the first sector of 512 bytes lies that is none of what it may be; undefined: there is none. */
+export function wrongSector(
+  content: Uint8Array,
+  states: readonly { readonly model: Uint8Array }[],
+): number | undefined {
+  for (let at = 0; at < content.length; at += 512) {
+    const sector = content.subarray(at, at + 512);
+    const isFine = states.some(({ model }) => Buffer.compare(model.subarray(at, at + 512), sector) === 0);
+    if (!isFine) return at;
+  }
+  return undefined;
+}
+
 /** The file as it is put together again. */
 class Image {
   data: Uint8Array;
