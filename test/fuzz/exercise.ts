@@ -50,12 +50,12 @@ const CONVERT_LIMITS: Partial<Limits> = { ...LIMITS, virtualBytes: 64 * MiB };
 /** In place of files that images name, so that there is more to see. */
 const standIn: OpenGate = async () => ({ driver: "null-co", size: 64 * MiB, "read-zeroes": true });
 
-/** Throws what is no BlockError. `onStep` is told what begins. */
+/** Throws what is no BlockError; true if the image could be opened and read. `onStep` is told what begins. */
 export async function exercise(
   subject: Subject,
   dice: Random,
   onStep: (name: string) => void,
-): Promise<void> {
+): Promise<boolean> {
   const { filename, secrets } = subject;
   const directory = path.dirname(filename);
   const gate = dice.chance(0.5) ? denyAll : standIn;
@@ -84,13 +84,14 @@ export async function exercise(
   const isReadable = await step("read", () => readSome(image, common, dice));
   await step("convert", () => convertSome(image, common, directory, dice));
   if (stamp() !== before) throw new Error("an image that was only read has been changed");
-  if (!subject.writable) return;
+  if (!subject.writable) return isReadable;
   // A file with a large hole is not copied.
   const original = fs.statSync(filename).size <= 4 * MiB ? fs.readFileSync(filename) : undefined;
   await step("check -r", () => checkSome(image, common, dice.pick(["leaks", "all", "all"])));
   await step("check again", () => checkSome(image, common, undefined));
   if (original) fs.writeFileSync(filename, original);
   if (isReadable) await step("write", () => writeSome(image, common, dice));
+  return isReadable;
 }
 
 type Image = unknown;

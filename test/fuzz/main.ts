@@ -24,7 +24,7 @@ const seconds =
   values.seconds === undefined ? (values.cases === undefined ? 60 : undefined) : Number(values.seconds);
 let failed = 0;
 for (const format of formats) {
-  const { cases, failures, cpuSeconds } = await runFuzz({
+  const { cases, failures, cpuSeconds, readable } = await runFuzz({
     format,
     seed,
     from: Number(values.from),
@@ -38,7 +38,7 @@ for (const format of formats) {
   });
   failed += failures.length;
   console.log(
-    `${format}: seed ${seed}, ${cases} cases, ${failures.length} failures, ${cpuSeconds.toFixed(0)} s of CPU`,
+    `${format}: seed ${seed}, ${cases} cases (${readable} readable), ${failures.length} failures, ${cpuSeconds.toFixed(0)} s of CPU`,
   );
 }
 process.exitCode = failed > 0 ? 1 : 0;

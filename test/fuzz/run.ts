@@ -23,10 +23,12 @@ export interface FuzzResult {
   readonly cases: number;
   readonly failures: readonly Failure[];
   readonly cpuSeconds: number;
+  /** Images of batches that ran to their end and could be read. */
+  readonly readable: number;
 }
 
 /** Cases of one worker: what leaks a little does not add up to a failure. */
-const BATCH = 2000;
+const BATCH = 1000;
 
 /** Clock ticks of /proc/PID/stat. */
 const TICKS_PER_SECOND = 100;
@@ -41,6 +43,7 @@ export async function runFuzz(run: FuzzRun): Promise<FuzzResult> {
   const last = run.from + run.cases;
   let next = run.from;
   let cpuSeconds = 0;
+  let readable = 0;
   const fail = (failure: Failure) => {
     failures.push(failure);
     run.onFailure?.(failure);
@@ -51,9 +54,10 @@ export async function runFuzz(run: FuzzRun): Promise<FuzzResult> {
       const task = { format: run.format, seed: run.seed, from: next, to, directory, keep: run.keep };
       const outcome = await runWorker(task, end, fail);
       cpuSeconds += outcome.cpuSeconds;
+      readable += outcome.readable ?? 0;
       next = outcome.next;
     }
-    return { cases: next - run.from, failures, cpuSeconds };
+    return { cases: next - run.from, failures, cpuSeconds, readable };
   } finally {
     fs.rmSync(directory, { recursive: true });
   }
@@ -64,7 +68,7 @@ async function runWorker(
   task: WorkerTask,
   end: number,
   fail: (failure: Failure) => void,
-): Promise<{ next: number; cpuSeconds: number }> {
+): Promise<{ next: number; cpuSeconds: number; readable?: number | undefined }> {
   const script = fileURLToPath(new URL("worker.ts", import.meta.url));
   const child = spawn(
     process.execPath,
@@ -96,17 +100,17 @@ async function runWorker(
   const how = await exited;
   clearInterval(poll);
   const at = { case: watch.case ?? task.from, base: "", steps: [] };
-  let isComplete = false;
+  let readable: number | undefined;
   let isTold = false;
   for (const line of text.split("\n").filter((each) => each !== "")) {
-    const message = JSON.parse(line) as Failure | { end: number };
-    if ("end" in message) isComplete = true;
+    const message = JSON.parse(line) as Failure | { end: number; readable: number };
+    if ("end" in message) readable = message.readable;
     else {
       isTold ||= message.case === at.case;
       fail(message);
     }
   }
-  if (isComplete) return { next: task.to, cpuSeconds: watch.cpuSeconds };
+  if (readable !== undefined) return { next: task.to, cpuSeconds: watch.cpuSeconds, readable };
   if (problem !== undefined) fail({ ...at, problem: `${watch.step}: ${problem}` });
   else if (timeIsUp) return { next: at.case, cpuSeconds: watch.cpuSeconds };
   else if (!isTold) fail({ ...at, problem: `${watch.step}: the process ended by ${how}\n${errors}` });

@@ -41,6 +41,8 @@ const work = path.join(task.directory, "case");
 let current: Failure = { case: task.from, base: "", steps: [], problem: "" };
 let stepName = "start";
 let ticks = 0;
+/** Images that could be read in spite of all: where none can, what lies behind the header is never seen. */
+let readable = 0;
 
 function note(name: string): void {
   stepName = name;
@@ -72,7 +74,7 @@ watchFiles(work, (name) => strays.push(name));
 const strays: string[] = [];
 for (let index = task.from; index < task.to; index++) await runCase(index);
 clearInterval(alive);
-fs.writeSync(1, `${JSON.stringify({ end: task.to })}\n`);
+fs.writeSync(1, `${JSON.stringify({ end: task.to, readable })}\n`);
 process.exit(0);
 
 async function loadBases(): Promise<readonly Base[]> {
@@ -122,7 +124,7 @@ async function runCase(index: number): Promise<void> {
       secrets: SECRETS,
       writable: format.writable,
     };
-    await exercise(subject, dice, note);
+    if (await exercise(subject, dice, note)) readable++;
   } catch (error) {
     fail(error instanceof Error ? error.message : String(error));
   }
