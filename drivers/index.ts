@@ -15,6 +15,7 @@ import { foreignFormats } from "./foreign-formats.ts";
 import { raw } from "./raw.ts";
 import {
   bySignature,
+  endsAsDmg,
   isBochs,
   isCloop,
   isFixedVhd,
@@ -61,7 +62,12 @@ const entries = {
   },
   bochs: { kind: "format", probe: isBochs, load: async () => (await import("./bochs.ts")).bochs },
   cloop: { kind: "format", probe: isCloop, load: async () => (await import("./cloop.ts")).cloop },
-  dmg: { kind: "format", probe: probeDmg, load: async () => (await import("./dmg/index.ts")).dmg },
+  dmg: {
+    kind: "format",
+    probe: probeDmg,
+    probeEnd: endsAsDmg,
+    load: async () => (await import("./dmg/index.ts")).dmg,
+  },
   vdi: {
     kind: "format",
     probe: bySignature({ offset: 64, text: "\x7f\x10\xda\xbe" }),

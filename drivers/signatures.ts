@@ -62,15 +62,26 @@ export function isParallels(head: Uint8Array): boolean {
   return (magic === "WithoutFreeSpace" || magic === "WithouFreSpacExt") && version === 2;
 }
 
-/** @qemu parallels_probe */
+/** A description in XML of a disk that lies in several images. */
+export function isBundle(head: Uint8Array): boolean {
+  const text = Buffer.from(head).toString("latin1");
+  return /^(\xef\xbb\xbf)?(<\?xml[^>]*\?>)?\s*<Parallels_disk_image/.test(text);
+}
+
+/** QEMU takes such a description for raw.  @qemu parallels_probe */
 export function probeParallels(head: Uint8Array): number {
-  return isParallels(head) ? BY_SIGNATURE : 0;
+  return isParallels(head) || isBundle(head) ? BY_SIGNATURE : 0;
 }
 
 /** By magic, or by the first line of a descriptor that is no comment.  @qemu vmdk_probe */
 export function isVmdk(head: Uint8Array): number {
   const text = Buffer.from(head.buffer, head.byteOffset, head.length).toString("latin1");
   return /^(KDMV|COWD|(#[^\n]*\n| +\r?\n)*version=[123]\r?\n)/.test(text) ? BY_SIGNATURE : 0;
+}
+
+/** The trailer of a disk image of macOS, whatever the file's name: QEMU takes such a file for raw. */
+export function endsAsDmg(tail: Uint8Array): number {
+  return bySignature({ text: "koly\0\0\0\x04\0\0\x02\0" })(tail);
 }
 
 /** A dmg has its signature at its end, so its name tells.  @qemu dmg_probe */

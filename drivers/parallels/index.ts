@@ -9,33 +9,16 @@
  * 3. The header says "in use" on the disk before anything is changed.
  */
 
-import type { BlockStatus } from "../../src/block/block-status.ts";
 import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import type { FormatDriver, NodeOps, ReopenAction, ReopenRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
-import { type IoVector, iovFill, iovLength, iovSlice } from "../../src/block/iov.ts";
-import type { OpeningNode } from "../../src/block/open.ts";
-import { MAX_LENGTH, MiB, SECTOR_SIZE } from "../../src/block/units.ts";
-import { PagedTable } from "../paged-table.ts";
-import { Mutex } from "../qcow2/mutex.ts";
-import { cString, isParallels, probeParallels } from "../signatures.ts";
+import { SECTOR_SIZE } from "../../src/block/units.ts";
+import { isBundle, probeParallels } from "../signatures.ts";
+import { openBundle } from "./bundle.ts";
 import { check } from "./check.ts";
 import { create, createOptions } from "./create.ts";
-import { loadExtension } from "./extension.ts";
-import { BAT_ENTRY_BYTES, BAT_OFFSET, Header, type HeaderRecord, IN_USE, OLD_MAGIC } from "./layout.ts";
-import { batEnd, beginWriting, clustersOf, dropExtension, endWriting, findRun, type State } from "./state.ts";
-
-const options = {
-  "prealloc-size": { type: "size" },
-  "prealloc-mode": { type: "string", values: ["falloc", "truncate"] },
-} as const;
-
-const DEFAULT_PREALLOC_BYTES = 128 * MiB;
-
-/** Sectors of a cluster; with one more, bytes would not fit into 31 bits. */
-const MAX_TRACKS = Math.floor((2 ** 31 - 1) / 513);
-/** What a signed count of bytes can tell. */
-const MAX_BAT_ENTRIES = Math.floor((2 ** 31 - 1) / BAT_ENTRY_BYTES);
+import { openImage, options, pread, pwrite, runStatus } from "./image.ts";
+import { beginWriting, endWriting, findRun, type State } from "./state.ts";
 
 export const parallels: FormatDriver<typeof options, typeof createOptions> = {
   formatName: "parallels",
@@ -47,89 +30,36 @@ export const parallels: FormatDriver<typeof options, typeof createOptions> = {
   create,
 
   async open(co, opening) {
-    const state = await openState(co, opening);
+    const { node, openFileChild, flags, environment } = opening;
+    const file = await openFileChild(co);
+    const head = await graphRdlock(co, (reader) => file.preadBytes(reader, 0, SECTOR_SIZE));
+    if (isBundle(head)) return openBundle(co, opening, file);
+    const below: State["below"] = () => {
+      const { backing } = node;
+      return backing && ((reader, offset, iov) => backing.pread(reader, offset, iov));
+    };
+    const settings = {
+      node,
+      file,
+      options: opening.options,
+      flags,
+      environment,
+      isPart: false,
+      isWritable: !node.readOnly,
+      below,
+    };
+    const state = await graphRdlock(co, (reader) => openImage(reader, settings));
     return nodeOps(state);
   },
 };
-
-async function openState(co: Coroutine<"none">, opening: OpeningNode<typeof options>): Promise<State> {
-  const { node, openFileChild, options: given, flags, environment } = opening;
-  const file = await openFileChild(co);
-  return graphRdlock(co, async (reader) => {
-    const header = Header.read(await file.preadBytes(reader, 0, Header.size));
-    const { clusterSize, entryUnit, sectors } = checkHeader(header);
-    node.totalSectors = Number(sectors);
-    const bat = new PagedTable({
-      file,
-      offset: BAT_OFFSET,
-      entries: header.batEntries,
-      entryBytes: BAT_ENTRY_BYTES,
-      littleEndian: true,
-    });
-    const isUnclean = header.inUse === IN_USE;
-    if (isUnclean && !node.readOnly && !flags.check)
-      throw new BlockError(
-        "EACCES",
-        "parallels: Image was not closed correctly; cannot be opened read/write",
-      );
-    const preallocSize = given["prealloc-size"] ?? DEFAULT_PREALLOC_BYTES;
-    const canTruncate = file.node.ops.hasZeroInit?.() ?? false;
-    const state: State = {
-      node,
-      file,
-      header,
-      clusterSize,
-      entryUnit,
-      bat,
-      preallocBytes: Math.max(clusterSize, preallocSize - (preallocSize % SECTOR_SIZE)),
-      preallocMode: canTruncate ? (given["prealloc-mode"] ?? "falloc") : "falloc",
-      isUnclean,
-      dataEnd: 0,
-      staleEnd: 0,
-      lock: new Mutex(),
-    };
-    if (header.extensionOffset !== 0) {
-      if (!node.readOnly) environment.warn("Format Extension ignored in RW mode");
-      else
-        await loadExtension(
-          reader,
-          { node, file, clusterSize, sectors },
-          header.extensionOffset * SECTOR_SIZE,
-        );
-    }
-    if (!node.readOnly) await beginWriting(reader, state);
-    return state;
-  });
-}
-
-interface Geometry {
-  readonly clusterSize: number;
-  readonly entryUnit: number;
-  readonly sectors: bigint;
-}
-
-/** @qemu parallels_open */
-function checkHeader(header: HeaderRecord): Geometry {
-  if (!isParallels(Header.write(header))) throw new BlockError("EINVAL", "Image not in Parallels format");
-  const { tracks, batEntries } = header;
-  const isOld = cString(header.magic) === OLD_MAGIC;
-  if (tracks === 0) throw new BlockError("EINVAL", "Invalid image: Zero sectors per track");
-  if (tracks > MAX_TRACKS) throw new BlockError("EFBIG", "Invalid image: Too big cluster");
-  if (batEntries > MAX_BAT_ENTRIES) throw new BlockError("EFBIG", "Catalog too large");
-  const clusterSize = tracks * SECTOR_SIZE;
-  return {
-    clusterSize,
-    entryUnit: isOld ? SECTOR_SIZE : clusterSize,
-    sectors: isOld ? BigInt.asUintN(32, header.sectors) : header.sectors,
-  };
-}
 
 function nodeOps(state: State): NodeOps {
   const { node, bat } = state;
   return {
     pread: (co, offset, iov) => pread(co, state, offset, iov),
     pwrite: (co, offset, iov) => pwrite(co, state, offset, iov),
-    blockStatus: (co, _wantZero, offset, bytes) => blockStatus(co, state, offset, bytes),
+    blockStatus: async (co, _wantZero, offset, bytes) =>
+      runStatus(state, await findRun(co, state, offset, bytes)),
     flushToOs: (co) => bat.write(co),
     hasZeroInit: () => true,
     limits: () => ({ requestAlignment: SECTOR_SIZE }),
@@ -140,138 +70,6 @@ function nodeOps(state: State): NodeOps {
     },
   };
 }
-
-async function pread(co: Coroutine<"read">, state: State, offset: number, iov: IoVector): Promise<void> {
-  const { file, node } = state;
-  const bytes = iovLength(iov);
-  for (let done = 0; done < bytes; ) {
-    const run = await findRun(co, state, offset + done, bytes - done);
-    const part = iovSlice(iov, done, done + run.bytes);
-    if (run.hostOffset !== undefined) await file.pread(co, run.hostOffset, part);
-    else if (node.backing) await node.backing.pread(co, offset + done, part);
-    else iovFill(part, 0);
-    done += run.bytes;
-  }
-}
-
-async function blockStatus(
-  co: Coroutine<"read">,
-  state: State,
-  guestOffset: number,
-  bytes: number,
-): Promise<BlockStatus> {
-  const { bytes: found, hostOffset } = await findRun(co, state, guestOffset, bytes);
-  if (hostOffset === undefined) return { bytes: found, data: false, zero: false, allocated: false };
-  return {
-    bytes: found,
-    data: true,
-    zero: false,
-    allocated: true,
-    offset: hostOffset,
-    file: state.file.node,
-  };
-}
-
-async function pwrite(co: Coroutine<"read">, state: State, offset: number, iov: IoVector): Promise<void> {
-  const { file } = state;
-  if (state.header.extensionOffset !== 0)
-    await state.lock.run(async () => {
-      if (state.header.extensionOffset !== 0) await dropExtension(co, state);
-    });
-  const bytes = iovLength(iov);
-  for (let done = 0; done < bytes; ) {
-    const { hostOffset, bytes: found } = await placeFor(co, state, offset + done, bytes - done);
-    // A table that says so is damaged: the write would damage it more.
-    if (hostOffset < batEnd(state)) throw new BlockError("EIO");
-    await file.pwrite(co, hostOffset, iovSlice(iov, done, done + found));
-    done += found;
-  }
-}
-
-interface Place {
-  readonly hostOffset: number;
-  readonly bytes: number;
-}
-
-/** Where the bytes from a guest offset on go, allocated now if need be, as far as they lie in one piece. */
-async function placeFor(
-  co: Coroutine<"read">,
-  state: State,
-  guestOffset: number,
-  bytes: number,
-): Promise<Place> {
-  const known = await findRun(co, state, guestOffset, bytes);
-  if (known.hostOffset !== undefined) return { hostOffset: known.hostOffset, bytes: known.bytes };
-  return state.lock.run(async () => {
-    const run = await findRun(co, state, guestOffset, bytes);
-    if (run.hostOffset !== undefined) return { hostOffset: run.hostOffset, bytes: run.bytes };
-    return { hostOffset: await allocate(co, state, guestOffset, run.bytes), bytes: run.bytes };
-  });
-}
-
-/** Gives all clusters of a range that has none a place, in one piece; gives that of `guestOffset`.  @qemu allocate_clusters */
-async function allocate(
-  co: Coroutine<"read">,
-  state: State,
-  guestOffset: number,
-  bytes: number,
-): Promise<number> {
-  const { clusterSize, bat, entryUnit } = state;
-  const inCluster = guestOffset % clusterSize;
-  const first = (guestOffset - inCluster) / clusterSize;
-  const clusters = clustersOf(guestOffset, bytes, clusterSize);
-  const hostOffset = state.dataEnd;
-  const space = clusters * clusterSize;
-  // A disk that is larger than its table, which QEMU asserts not to be.
-  if (first + clusters > bat.entries) throw new BlockError("EINVAL");
-  const entry = hostOffset / entryUnit;
-  if (entry + space / entryUnit > 2 ** 32 || hostOffset + space > MAX_LENGTH) throw new BlockError("EFBIG");
-  await growFile(co, state, space);
-  await copyAround(co, state, first * clusterSize, hostOffset, space);
-  bat.dependsOnFlush = true;
-  for (let index = 0; index < clusters; index++) {
-    await bat.set(co, first + index, state.dataEnd / entryUnit);
-    state.dataEnd += clusterSize;
-  }
-  return hostOffset + inCluster;
-}
-
-/** Makes room for `space` bytes at the end of the clusters, and for more to come.  @qemu parallels_co_prealloc */
-async function growFile(co: Coroutine<"read">, state: State, space: number): Promise<void> {
-  const { file, dataEnd, preallocBytes } = state;
-  const fileBytes = await file.getLength(co);
-  if (dataEnd < state.staleEnd) {
-    await file.pwriteZeroes(co, dataEnd, Math.min(space, state.staleEnd - dataEnd));
-  }
-  if (dataEnd + space <= fileBytes) return;
-  if (state.preallocMode === "truncate") {
-    try {
-      await file.truncate(co, dataEnd + space + preallocBytes, false, "off");
-      return;
-    } catch (error) {
-      if (!(error instanceof BlockError) || error.errno !== "ENOTSUP") throw error;
-      state.preallocMode = "falloc";
-    }
-  }
-  await file.pwriteZeroes(co, dataEnd, space + preallocBytes);
-}
-
-/** What lies below is copied into new clusters, all of it: what is written comes over it after. */
-async function copyAround(
-  co: Coroutine<"read">,
-  { node, file }: State,
-  guestOffset: number,
-  hostOffset: number,
-  bytes: number,
-): Promise<void> {
-  if (!node.backing) return;
-  for (let done = 0; done < bytes; done += COPY_BYTES) {
-    const piece = Math.min(COPY_BYTES, bytes - done);
-    await file.pwrite(co, hostOffset + done, await node.backing.preadBytes(co, guestOffset + done, piece));
-  }
-}
-
-const COPY_BYTES = 2 * MiB;
 
 async function reopen(
   co: Coroutine<"none">,

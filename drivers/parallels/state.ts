@@ -3,6 +3,7 @@
 import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
+import type { IoVector } from "../../src/block/iov.ts";
 import type { BlockNode } from "../../src/block/node.ts";
 import { alignUp, divideRoundUp, KiB, SECTOR_SIZE } from "../../src/block/units.ts";
 import type { PagedTable } from "../paged-table.ts";
@@ -12,6 +13,8 @@ import { BAT_ENTRY_BYTES, BAT_OFFSET, Header, type HeaderRecord, IN_USE } from "
 export interface State {
   readonly node: BlockNode;
   readonly file: BlockChild;
+  /** What shows where the image has no cluster; undefined: zeroes. Asked each time: backing files change. */
+  readonly below: () => ((co: Coroutine<"read">, offset: number, iov: IoVector) => Promise<void>) | undefined;
   /** As it is to be in the file. */
   readonly header: HeaderRecord;
   readonly clusterSize: number;
