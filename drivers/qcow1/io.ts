@@ -239,8 +239,24 @@ function setEntries(
   });
 }
 
-/** One cluster, or what of the last one is the guest's. What does not get smaller is written as it is. */
-export function pwriteCompressed(
+/** Whole clusters, or what of the last one is the guest's. What does not get smaller is written as it is. */
+export async function pwriteCompressed(
+  co: Coroutine<"read">,
+  state: QcowState,
+  guestOffset: number,
+  iov: IoVector,
+): Promise<void> {
+  const { clusterSize } = state;
+  const bytes = iovLength(iov);
+  const ends: Promise<void>[] = [];
+  for (let done = 0; done < bytes; done += clusterSize) {
+    const part = iovSlice(iov, done, Math.min(done + clusterSize, bytes));
+    ends.push(writeCompressed(co, state, guestOffset + done, part));
+  }
+  for (const end of await Promise.allSettled(ends)) if (end.status === "rejected") throw end.reason;
+}
+
+async function writeCompressed(
   co: Coroutine<"read">,
   state: QcowState,
   guestOffset: number,
@@ -248,10 +264,8 @@ export function pwriteCompressed(
 ): Promise<void> {
   const { clusterSize, node, lock } = state;
   const bytes = iovLength(iov);
-  if (bytes === 0) return Promise.resolve();
   const isEnd = guestOffset + bytes === node.totalSectors * SECTOR_SIZE;
-  if (guestOffset % clusterSize !== 0 || bytes > clusterSize || (bytes < clusterSize && !isEnd))
-    throw new BlockError("EINVAL");
+  if (guestOffset % clusterSize !== 0 || (bytes < clusterSize && !isEnd)) throw new BlockError("EINVAL");
   const input = new Uint8Array(clusterSize);
   input.set(iovFlatten(iov));
   // Beside others; the lock is asked for at once, so that clusters come in the order of the calls.

@@ -8,7 +8,8 @@
  */
 
 import { BlockError } from "../../src/block/errors.ts";
-import { type Inflater, openInflater, zlib } from "./inflate.ts";
+import { deflate, inflateInto } from "../zlib-streams.ts";
+import { type Inflater, openInflater } from "./inflate.ts";
 import type { CompressionType } from "./state.ts";
 import { openZstd, type Zstd } from "./zstd.ts";
 
@@ -32,19 +33,23 @@ export function decompressNow(type: CompressionType, input: Uint8Array, outputBy
 }
 
 /**
- * The same on another thread where that can be: for a job that has several clusters under way. Measured with zlib:
- * the CPU time a cluster is that of `decompressNow` within a tenth, so every free core is a gain. zstd has no thread of
- * its own to go to: it inflates faster than a thread could be asked.
+ * The same for several clusters, which fill `output` in equal parts, on other threads where that can be: for a job
+ * that has more under way. When it ends, however it does, nobody has `output` any more.
  */
-export async function decompressAsync(
+export async function decompressInto(
   type: CompressionType,
-  input: Uint8Array,
-  outputBytes: number,
-): Promise<Uint8Array> {
+  inputs: readonly Uint8Array[],
+  output: Uint8Array,
+): Promise<void> {
   await prepareCodec(type);
-  if (type === "zstd") return decompressNow(type, input, outputBytes);
-  const output = await inflateAsync(input, outputBytes);
-  return output?.length === outputBytes ? output : decompressNow(type, input, outputBytes);
+  if (type === "zstd" && (await zstd?.decompressInto?.(inputs, output))) return;
+  const bytes = output.length / inputs.length;
+  const ends = inputs.map(async (input, index) => {
+    const part = output.subarray(index * bytes, (index + 1) * bytes);
+    const isDone = type === "zlib" && (await inflateInto(input, part));
+    if (!isDone) part.set(decompressNow(type, input, bytes));
+  });
+  for (const end of await Promise.allSettled(ends)) if (end.status === "rejected") throw end.reason;
 }
 
 /** `input` compressed, or undefined if that is not smaller than `input` itself.  @qemu qcow2_co_compress */
@@ -52,13 +57,9 @@ export async function compressAsync(
   type: CompressionType,
   input: Uint8Array,
 ): Promise<Uint8Array | undefined> {
-  let output: Uint8Array;
-  if (type === "zstd") {
-    await prepareCodec(type);
-    output = await (zstd as Zstd).compress(input);
-  } else {
-    output = await deflateAsync(input);
-  }
+  if (type === "zlib") return deflate(input);
+  await prepareCodec(type);
+  const output = await (zstd as Zstd).compress(input);
   return output.length < input.length ? output : undefined;
 }
 
@@ -85,26 +86,4 @@ function loadNative(name: string): unknown {
 function checked(output: Uint8Array | undefined): Uint8Array {
   if (!output) throw new BlockError("EIO");
   return output;
-}
-
-/** Undefined for a broken stream, and for one that holds more than asked: node reports that as an error. */
-function inflateAsync(input: Uint8Array, outputBytes: number): Promise<Uint8Array | undefined> {
-  const options = {
-    chunkSize: Math.max(outputBytes, 64),
-    maxOutputLength: outputBytes,
-    finishFlush: zlib().constants.Z_SYNC_FLUSH,
-  };
-  return new Promise((resolve) => {
-    zlib().inflateRaw(input, options, (error, output) => resolve(error ? undefined : output));
-  });
-}
-
-/** Readers of the format have a 12-bit window, so a writer must not refer back further. */
-function deflateAsync(input: Uint8Array): Promise<Uint8Array> {
-  const options = { windowBits: 12, memLevel: 9, chunkSize: Math.max(input.length, 64) };
-  return new Promise((resolve, reject) => {
-    zlib().deflateRaw(input, options, (error, output) =>
-      error ? reject(new BlockError("EIO", undefined, { cause: error })) : resolve(output),
-    );
-  });
 }

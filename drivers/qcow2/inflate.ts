@@ -7,8 +7,7 @@
  * serves the first reads of a process, and node's handle goes on from there.
  */
 
-/** Loaded when it is needed: that takes 2 ms, which a command that only looks at an image does without. */
-export const zlib = () => process.getBuiltinModule("node:zlib");
+import { zlib } from "../zlib-streams.ts";
 
 export interface Inflater {
   /** Which one the next cluster goes through. */

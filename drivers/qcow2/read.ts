@@ -6,7 +6,7 @@ import { checkUsable, signalCorruption } from "./corruption.ts";
 import { readData } from "./crypto.ts";
 import { runPieces } from "./in-flight.ts";
 import { Kind, loadSlice, type Mapping, peekMapping } from "./mapping.ts";
-import { readCompressed } from "./read-compressed.ts";
+import { compressedRun, readCompressed, readCompressedRun } from "./read-compressed.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** Fills `iov` from `guestOffset`. What is cached and in one piece costs one read of the file and no other wait. */
@@ -37,6 +37,14 @@ function readPieces(
       const mapping = peekMapping(state, at, bytes - done);
       if (!mapping) {
         await loadSlice(co, state, at);
+        continue;
+      }
+      const run = mapping.kind === Kind.Compressed ? compressedRun(state, at, bytes - done) : [];
+      if (run.length > 1) {
+        const target = iovSlice(iov, done, done + run.length * state.clusterSize);
+        done += run.length * state.clusterSize;
+        const full = pieces.add(readCompressedRun(co, state, run, target));
+        if (full) await full;
         continue;
       }
       extend(state, mapping, at, bytes - done);

@@ -8,6 +8,7 @@ import { type CliContext, CommandError, UsageError } from "./command.ts";
 import { parseSizeArgument, toFixed } from "./format.ts";
 import type { Getopt } from "./getopt.ts";
 import { withImage } from "./open-image.ts";
+import { DISK_THREADS, useThreads } from "./threads.ts";
 
 const MAX_INT = 2 ** 31 - 1;
 const AIO_NAMES: readonly string[] = ["threads", "native", "io_uring"];
@@ -30,6 +31,7 @@ interface BenchArguments {
 
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
+  useThreads(DISK_THREADS);
   const { filename, format, cache, flags, count, depth, bytes, offset, flushInterval } = wanted;
   const { direct, noFlush, writethrough } = cache;
   const writes = flags.has("write");

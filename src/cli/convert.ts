@@ -13,6 +13,7 @@ import type { Getopt } from "./getopt.ts";
 import { defineObject } from "./objects.ts";
 import { cacheFlags, openImage } from "./open-image.ts";
 import { Progress } from "./progress.ts";
+import { useThreadPerCore } from "./threads.ts";
 
 interface ConvertArguments {
   sources: readonly string[];
@@ -35,6 +36,7 @@ interface ConvertArguments {
 export async function run(args: Getopt, context: CliContext): Promise<number> {
   const wanted = parse(args, context);
   checkCombinations(wanted);
+  if (wanted.flags.has("compress")) useThreadPerCore();
   const outputFormat = wanted.outputFormat ?? (wanted.flags.has("target-image-opts") ? undefined : "raw");
   const help = outputFormat && (await createOptionsHelp(wanted.options, outputFormat, wanted.target));
   if (help) {

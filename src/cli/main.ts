@@ -1,9 +1,5 @@
 /** The command's entry: sets up the process, runs the program, and ends with its exit code. */
 
-// The thread pool takes its size at its first use, so this stands before everything; 16 threads keep a disk busy
-// (PERFORMANCE.md). An ESM entry is itself read through the pool, which is why the bundle is CommonJS.
-process.env["UV_THREADPOOL_SIZE"] ??= "16";
-
 import { DescriptorOutput } from "./output.ts";
 import { main } from "./program.ts";
 

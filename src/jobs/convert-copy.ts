@@ -384,16 +384,16 @@ class Copier {
       return;
     }
     await this.#keepClustersInOrder(offset, piece.offset + end);
-    // Each cluster by itself, so that several are compressed at once.
-    const step = compress ? this.#rules.alignmentBytes : end - start;
-    for (let from = start; from < end; from += step) {
-      const part = data.subarray(from, Math.min(from + step, end));
-      const at = piece.offset + from;
-      const reportOffset = compress ? at : at - ((at - piece.reportOffset) % QEMU_PIECE_BYTES);
-      await this.#issue(part.length, reportOffset, ends, () =>
+    const reportOffset = compress ? offset : offset - ((offset - piece.reportOffset) % QEMU_PIECE_BYTES);
+    const write = (at: number, part: Uint8Array) =>
+      this.#issue(part.length, compress ? at : reportOffset, ends, () =>
         this.#target.write(at, part, { compressed: compress, signal: this.#options.signal }),
       );
-    }
+    // What is no whole cluster is taken at the image's end alone: the others are not to fail with it.
+    const tailBytes = compress ? (end - start) % this.#rules.alignmentBytes : 0;
+    const whole = data.subarray(start, end - tailBytes);
+    if (whole.length > 0) await write(offset, whole);
+    if (tailBytes > 0) await write(offset + whole.length, data.subarray(end - tailBytes, end));
   }
 
   /**
@@ -435,7 +435,8 @@ class Copier {
     if (this.#failed) return this.#writes.release();
     const end = write()
       .catch((error: unknown) => {
-        throw atByte("writing", reportOffset, error);
+        const failed = this.#options.compress ? clusterOf(error) : undefined;
+        throw atByte("writing", failed ?? reportOffset, error);
       })
       .finally(() => this.#writes.release());
     // It is awaited with all others; until then its failure must not count as unhandled.
@@ -448,6 +449,11 @@ class Copier {
 async function settle(ends: readonly Promise<void>[]): Promise<void> {
   const failed = (await Promise.allSettled(ends)).find((end) => end.status === "rejected");
   if (failed) throw failed.reason;
+}
+
+/** The guest offset of the cluster that could not be compressed and written, if the driver tells. */
+function clusterOf(error: unknown): number | undefined {
+  return error instanceof BlockError ? error.offset : undefined;
 }
 
 /** An abort's reason stays what it is.  @qemu "error while writing at byte %lld: %s" */

@@ -248,7 +248,7 @@ function alignedBuffer(koffi: Koffi, bytes: number, alignment: number): Uint8Arr
 }
 
 /** koffi gives an int64_t as a number as long as it is a safe integer, which all results here are. */
-interface Call {
+export interface Call {
   (...args: (number | bigint)[]): number;
   /** On the thread pool; the last argument is called at its end. */
   async(...args: (number | bigint | ((error: Error | null, result: number) => void))[]): void;

@@ -52,10 +52,8 @@ export function makeImages(directory: string, bytes: number, log: (line: string)
   const convert = (...args: string[]) => qemuImg("convert", "-f", "raw", "-O", "qcow2", ...args);
   make(images.raw, (file) => makeFileSystem(file, bytes, at("tree")));
   make(images.qcow2, (file) => convert(images.raw, file));
-  make(images.zlib, (file) => convert("-c", "-m", "16", "-W", images.raw, file));
-  make(images.zstd, (file) =>
-    convert("-c", "-m", "16", "-W", "-o", "compression_type=zstd", images.raw, file),
-  );
+  make(images.zlib, (file) => convert("-c", images.raw, file));
+  make(images.zstd, (file) => convert("-c", "-o", "compression_type=zstd", images.raw, file));
   make(at("middle.qcow2"), (file) => makeOverlay(images.qcow2, file, bytes, 1));
   make(images.chain, (file) => makeOverlay(at("middle.qcow2"), file, bytes, 2));
   make(images.sparse, makeSparse);
