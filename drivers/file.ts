@@ -203,7 +203,10 @@ async function openFile(
       isDevice,
       isDirect: direct,
       inMemory,
-      signal: environment.signal,
+      // Made when it is wanted.
+      get signal() {
+        return environment.signal;
+      },
       earlyReads: EARLY_READS,
       slowUntil: 0,
       // Loaded when it is first needed.

@@ -136,11 +136,12 @@ export function plainRun(view: DataView, index: number, limit: number, clusterSi
     if (low === TWO_32) {
       low = 0;
       high++;
+      if (high >>> 24 !== 0x80) return next - index;
     }
     const end = Math.min(limit, next + PIECE_ENTRIES, next + (TWO_32 - low) / clusterSize);
     const same = countRow(view, next, end, high | 0, low | 0, clusterSize);
     next += same;
-    if (next < end || next === limit || high >>> 24 !== 0x80) return next - index;
+    if (next < end || next === limit) return next - index;
     low += (same - 1) * clusterSize;
   }
 }

@@ -3,7 +3,6 @@
  * empties.  @qemu util/throttle.c, block/throttle-groups.c, docs/throttle.txt
  */
 
-import { setTimeout as sleep } from "node:timers/promises";
 import { BlockError } from "./errors.ts";
 
 export const BUCKETS = [
@@ -126,6 +125,7 @@ export class ThrottleGroup {
       const seconds = released.aborted ? 0 : Math.max(...this.#of(direction).map((bucket) => bucket.wait()));
       // With no await before it is counted: requests of the other direction look at the same buckets.
       if (seconds === 0) return this.#account(direction, bytes);
+      const { setTimeout: sleep } = process.getBuiltinModule("node:timers/promises");
       await sleep(Math.ceil(seconds * 1000), undefined, { signal: released }).catch(() => {});
     }
   }
