@@ -6,6 +6,7 @@ import type { FormatDriver } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
 import { type IoVector, iovLength, iovParts, iovSlice, iovWrite } from "../src/block/iov.ts";
 import { layout, u32, u64 } from "../src/block/layout.ts";
+import type { OpenEnvironment } from "../src/block/open.ts";
 import { MAX_LENGTH, MiB, SECTOR_SIZE } from "../src/block/units.ts";
 import { inflateZlib } from "./inflate.ts";
 import { Mutex } from "./qcow2/mutex.ts";
@@ -32,6 +33,7 @@ const PIECE_BYTES = 64 * 1024;
 
 interface State {
   readonly file: BlockChild;
+  readonly environment: OpenEnvironment;
   readonly blockSize: number;
   readonly blocks: number;
   /** The block that was last read. */
@@ -46,10 +48,10 @@ export const cloop: FormatDriver = {
   options: {},
   probe: isCloop,
 
-  async open(co, { openFileChild, requireReadOnly, node }) {
+  async open(co, { openFileChild, requireReadOnly, node, environment }) {
     requireReadOnly();
     const file = await openFileChild(co);
-    const state = await graphRdlock(co, (reader) => readHeader(reader, file));
+    const state = await graphRdlock(co, (reader) => readHeader(reader, file, environment));
     node.totalSectors = (state.blocks * state.blockSize) / SECTOR_SIZE;
     return {
       pread: (co, offset, iov) => state.lock.run(() => pread(co, state, offset, iov)),
@@ -58,7 +60,11 @@ export const cloop: FormatDriver = {
   },
 };
 
-async function readHeader(co: Coroutine<"read">, file: BlockChild): Promise<State> {
+async function readHeader(
+  co: Coroutine<"read">,
+  file: BlockChild,
+  environment: OpenEnvironment,
+): Promise<State> {
   const { blockSize, blocks } = Header.read(await file.preadBytes(co, HEADER_OFFSET, Header.size));
   if (blockSize === 0) throw new BlockError("EINVAL", "block_size cannot be zero");
   if (blockSize % SECTOR_SIZE !== 0)
@@ -69,7 +75,7 @@ async function readHeader(co: Coroutine<"read">, file: BlockChild): Promise<Stat
   if ((blocks + 1) * Offset.size > MAX_OFFSETS_BYTES)
     throw new BlockError("EINVAL", "image requires too many offsets, try increasing block size");
   await checkOffsets(co, file, blocks);
-  return { file, blockSize, blocks, current: undefined, lock: new Mutex() };
+  return { file, environment, blockSize, blocks, current: undefined, lock: new Mutex() };
 }
 
 /** Each offset is at or behind the one before, and no block too long. */
@@ -115,13 +121,14 @@ async function pread(co: Coroutine<"read">, state: State, offset: number, iov: I
 }
 
 async function loadBlock(co: Coroutine<"read">, state: State, index: number): Promise<Uint8Array> {
-  const { file, blockSize } = state;
+  const { file, environment, blockSize } = state;
   if (state.current?.index === index) return state.current.content;
   const pair = await file.preadBytes(co, OFFSETS_OFFSET + index * Offset.size, 2 * Offset.size);
   const start = Offset.read(pair).value;
   const end = Offset.read(pair, Offset.size).value;
   // The file may have changed since it was opened.
   if (end > MAX_LENGTH || end < start || end - start > MAX_COMPRESSED_BYTES) throw new BlockError("EIO");
+  environment.guard?.decompress(blockSize);
   const content = inflateZlib(await file.preadBytes(co, start, end - start), blockSize);
   state.current = { index, content };
   return content;
