@@ -45,7 +45,7 @@ export const luks: FormatDriver<typeof options, typeof createOptions> = {
     const file = await openFileChild(co);
     const area = areaOf(file);
     const passphrase = flags.noIo ? undefined : requirePassphrase(environment, given["key-secret"], "");
-    const volume = await graphRdlock(co, (reader) => openLuks(reader, area, passphrase));
+    const volume = await graphRdlock(co, (reader) => openLuks(reader, area, passphrase, environment.guard));
     const { payloadOffset } = volume;
     return {
       async getLength(co) {

@@ -10,6 +10,7 @@ import { randomBytes, randomUUID, timingSafeEqual } from "node:crypto";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import type { InfoValue } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
+import type { Guard } from "../../src/block/guard.ts";
 import { SECTOR_SIZE } from "../../src/block/units.ts";
 import { afMerge, afSplit } from "./af-splitter.ts";
 import { deriveKey, iterationsFor } from "./key-derivation.ts";
@@ -55,6 +56,7 @@ export async function openLuks(
   co: Coroutine<"read">,
   area: HeaderArea,
   passphrase: Uint8Array | undefined,
+  guard: Guard | undefined,
 ): Promise<LuksVolume> {
   const header = parseLuksHeader(await area.read(co, 0, LUKS_HEADER_BYTES));
   const spec = parseSpec(header);
@@ -62,6 +64,8 @@ export async function openLuks(
   if (!passphrase) return volume;
   for (const slot of header.slots) {
     co.checkAborted();
+    // Nobody can end a derivation that has begun.
+    if (slot.active === SlotState.Active) guard?.derive(slot.iterations + header.masterKeyIterations);
     const masterKey = await unlockSlot(co, area, volume, slot, passphrase);
     if (masterKey) return { ...volume, key: { masterKey, cipher: sectorCipher(spec, masterKey) } };
   }

@@ -31,7 +31,7 @@ export async function openKeys(
   }
   if (!cryptoHeader) throw invalid(`Missing CRYPTO header for crypt method ${cryptMethod}`);
   const area = headerArea(file, cryptoHeader);
-  const volume = await graphRdlock(co, (reader) => openLuks(reader, area, passphrase()));
+  const volume = await graphRdlock(co, (reader) => openLuks(reader, area, passphrase(), environment.guard));
   return {
     format,
     cipher: volume.key?.cipher,

@@ -55,10 +55,14 @@ export function limitsFrom(options: Options): Limits {
   };
 }
 
+/** What a slow machine does of PBKDF2. */
+const ITERATIONS_PER_SECOND = 500_000;
+
 export class Guard {
   readonly limits: Limits;
   readonly #deadline: number;
   #decompressed = 0;
+  #iterations = 0;
 
   constructor(limits: Partial<Limits> = {}) {
     this.limits = { ...DEFAULT_LIMITS, ...limits };
@@ -92,6 +96,17 @@ export class Guard {
       throw new BlockError(
         "EFBIG",
         `The compressed data of the untrusted image holds more than the limit of ${decompressedBytes} bytes`,
+      );
+  }
+
+  /** A driver tells of so many iterations of a key derivation, which the image asks for. */
+  derive(iterations: number): void {
+    this.checkTime();
+    this.#iterations += iterations;
+    if (this.#iterations > this.limits.seconds * ITERATIONS_PER_SECOND)
+      throw new BlockError(
+        "ETIMEDOUT",
+        `The keys of the untrusted image take longer than the limit of ${this.limits.seconds} s`,
       );
   }
 

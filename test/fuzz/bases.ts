@@ -33,9 +33,13 @@ export async function makeBases(format: FuzzFormat, directory: string): Promise<
       return error === undefined && status === 0;
     },
   };
+  // A data file lies where its name says, seen from here; and the same names make the same images.
+  const before = process.cwd();
+  process.chdir(directory);
   try {
     return await format.bases(workshop);
   } finally {
+    process.chdir(before);
     fs.rmSync(directory, { recursive: true });
   }
 }

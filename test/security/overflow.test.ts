@@ -193,14 +193,14 @@ const lies: readonly Lie[] = [
 const HAND_MADE: Readonly<Record<string, FuzzFormat>> = { bochs, cloop, dmg };
 
 /** A valid image of 64 KiB or so. */
-async function validImage(test: Cleanup, format: string): Promise<string> {
+async function validImage(test: Cleanup, format: string, options: object = {}): Promise<string> {
   const filename = path.join(tempDir(test), `image.${format}`);
   const hand = HAND_MADE[format];
   if (hand) {
     // Those need nothing of the workshop.
     const [base] = await hand.bases(undefined as never);
     fs.writeFileSync(filename, base?.content as Uint8Array);
-  } else await create(filename, { format, size: 65536, secrets: SECRETS } as never);
+  } else await create(filename, { format, size: 65536, secrets: SECRETS, options } as never);
   return filename;
 }
 
@@ -324,6 +324,19 @@ describe("images that never end", () => {
     for (const [what, [untrusted, errno, message]] of Object.entries(wants))
       await assert.rejects(open(filename, { format: "qcow2", untrusted }), { errno, message }, what);
     await using(filename, { untrusted: { virtualBytes: 2 ** 43 } }, (image) => image.read(2 ** 41, 512));
+  });
+
+  it("ask for no more of a key derivation than their time allows", async (t) => {
+    const filename = await validImage(t, "luks", { "key-secret": "key", "iter-time": 1 });
+    const options = { driver: "luks", file: { driver: "file", filename }, "key-secret": "key" } as const;
+    const untrusted = { seconds: 10 };
+    await using image = await open(options, { secrets: SECRETS, untrusted });
+    await image.close();
+    patch(filename, [[208 + 4, 4, 90_000_000n]]);
+    await assert.rejects(open(options, { secrets: SECRETS, untrusted }), {
+      errno: "ETIMEDOUT",
+      message: "The keys of the untrusted image take longer than the limit of 10 s",
+    });
   });
 
   it("end with the command's time, also where nothing asks for it", async (t) => {
