@@ -18,8 +18,10 @@ import type { CheckOptions, CheckResult, CreateRequest, FormatDriver } from "../
 import { BlockError, toBlockError } from "../src/block/errors.ts";
 import { type IoVector, iovConcat, iovFill, iovLength, iovSlice } from "../src/block/iov.ts";
 import { bytes, type Infer, layout, mask64, u32 } from "../src/block/layout.ts";
+import type { BlockNode } from "../src/block/node.ts";
 import { SparseBits } from "../src/block/sparse-bits.ts";
 import { alignUp, divideRoundUp, KiB, MiB, SECTOR_SIZE } from "../src/block/units.ts";
+import { beforeLastCluster } from "./last-cluster.ts";
 import { openFailed } from "./opening.ts";
 import { PagedTable } from "./paged-table.ts";
 import { Mutex } from "./qcow2/mutex.ts";
@@ -85,6 +87,7 @@ const createOptions = {
 } as const;
 
 interface VdiState {
+  readonly node: BlockNode;
   readonly file: BlockChild;
   readonly map: PagedTable;
   readonly offsetData: number;
@@ -108,7 +111,7 @@ export const vdi: FormatDriver<Record<never, never>, typeof createOptions> = {
     const { offsetMap: offset, blocksInImage: blocks, blocksAllocated, offsetData, imageType } = header;
     const map = new PagedTable({ file, offset, entries: blocks, entryBytes: 4, littleEndian: true });
     const isStatic = imageType === ImageType.Static;
-    const state = { file, map, offsetData, isStatic, blocks, blocksAllocated, lock: new Mutex() };
+    const state = { node, file, map, offsetData, isStatic, blocks, blocksAllocated, lock: new Mutex() };
     return {
       pread: (co, offset, iov) => pread(co, state, offset, iov),
       pwrite: (co, offset, iov) => pwrite(co, state, offset, iov),
@@ -226,34 +229,56 @@ function pwrite(co: Coroutine<"read">, state: VdiState, offset: number, iov: IoV
     for (let done = 0; done < bytes; ) {
       const run = await mapRun(co, state, offset + done, bytes - done);
       const part = iovSlice(iov, done, done + run.bytes);
-      if (run.hostOffset === undefined) await allocate(co, state, offset + done, part);
-      else await state.file.pwrite(co, run.hostOffset, part);
-      done += run.bytes;
+      if (run.hostOffset === undefined) done += await allocate(co, state, offset + done, part);
+      else {
+        await state.file.pwrite(co, run.hostOffset, part);
+        done += run.bytes;
+      }
     }
   });
 }
 
-/** Gives a run of blocks their numbers, with `iov` in them and zeroes around. */
+/** Gives blocks their numbers, with the content of `iov` in them and zeroes around; how many bytes of it were written. */
 async function allocate(
   co: Coroutine<"read">,
   state: VdiState,
   offset: number,
   iov: IoVector,
-): Promise<void> {
-  const bytes = iovLength(iov);
+): Promise<number> {
   const head = offset % BLOCK_BYTES;
-  const blocks = divideRoundUp(head + bytes, BLOCK_BYTES);
-  const number = state.blocksAllocated;
-  if (number + blocks > DISCARDED) throw new BlockError("ENOSPC");
+  const { number, blocks } = await freeNumbers(co, state, divideRoundUp(head + iovLength(iov), BLOCK_BYTES));
+  const bytes = Math.min(iovLength(iov), blocks * BLOCK_BYTES - head);
   const tail = new Uint8Array(blocks * BLOCK_BYTES - head - bytes);
-  const content = iovConcat(new Uint8Array(head), iov, tail);
+  const content = iovConcat(new Uint8Array(head), iovSlice(iov, 0, bytes), tail);
   await state.file.pwrite(co, state.offsetData + number * BLOCK_BYTES, content);
-  await writeBlocksAllocated(co, state.file, number + blocks);
-  state.blocksAllocated = number + blocks;
+  if (number + blocks > state.blocksAllocated) {
+    await writeBlocksAllocated(co, state.file, number + blocks);
+    state.blocksAllocated = number + blocks;
+  }
   state.map.dependsOnFlush = true;
   const first = (offset - head) / BLOCK_BYTES;
   for (let block = 0; block < blocks; block++) await state.map.set(co, first + block, number + block);
   await state.map.write(co);
+  return bytes;
+}
+
+/** The next numbers; where they have run out, one that a power cut has left without a place in the map. */
+async function freeNumbers(
+  co: Coroutine<"read">,
+  { map, blocks: blocksInImage, blocksAllocated }: VdiState,
+  blocks: number,
+): Promise<{ readonly number: number; readonly blocks: number }> {
+  const left = blocksInImage - blocksAllocated;
+  if (left > 0) return { number: blocksAllocated, blocks: Math.min(blocks, left) };
+  const used = new SparseBits();
+  for (let index = 0; index < blocksInImage; index++) {
+    if (index % ENTRIES_A_BREATH === 0) await breathe(co.signal);
+    const number = map.peek(index) ?? (await map.get(co, index));
+    if (number < DISCARDED) used.set(number, number + 1);
+  }
+  const number = used.nextClear(0, blocksInImage);
+  if (number === blocksInImage) throw new BlockError("ENOSPC");
+  return { number, blocks: 1 };
 }
 
 async function writeBlocksAllocated(co: Coroutine<"read">, file: BlockChild, count: number): Promise<void> {
@@ -268,8 +293,7 @@ async function blockStatus(
   offset: number,
   bytes: number,
 ): Promise<BlockStatus> {
-  // A block at a time, as QEMU: a strict comparison sees where answers end.
-  const run = await mapRun(co, state, offset, Math.min(bytes, BLOCK_BYTES - (offset % BLOCK_BYTES)));
+  const run = await mapRun(co, state, offset, beforeLastCluster(state.node, BLOCK_BYTES, offset, bytes));
   if (run.hostOffset === undefined) return { bytes: run.bytes, data: false, zero: true, allocated: true };
   const place = { offset: run.hostOffset, file: state.file.node };
   const recurse = state.isStatic && { recurse: true };

@@ -6,7 +6,8 @@ import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import type { FormatDriver, NodeOps } from "../../src/block/driver.ts";
 import { BlockError, toBlockError } from "../../src/block/errors.ts";
 import type { OpeningNode } from "../../src/block/open.ts";
-import { SECTOR_SIZE } from "../../src/block/units.ts";
+import { MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
+import { beforeLastCluster } from "../last-cluster.ts";
 import { openFailed } from "../opening.ts";
 import { Mutex } from "../qcow2/mutex.ts";
 import { type CreateOptions, create, createOptions } from "./create.ts";
@@ -46,8 +47,8 @@ export const qcow: FormatDriver<typeof options, CreateOptions> = {
     const header = await graphRdlock(co, (reader) => readHeader(reader, file));
     checkHeader(header);
     const cipher = await openCipher(opening, header);
-    const l1Bytes = l1EntriesFor(header.size, header) * ENTRY_BYTES;
-    if (!Number.isSafeInteger(header.l1TableOffset + l1Bytes)) throw openFailed(file, "EIO");
+    // Where no file has anything the table is empty.
+    if (header.l1TableOffset >= 2 ** 63) throw openFailed(file, "EIO");
     if (header.backingFileOffset !== 0)
       node.backingFilename = await graphRdlock(co, (reader) => readBackingName(reader, file, header));
     node.totalSectors = Math.floor(header.size / SECTOR_SIZE);
@@ -152,6 +153,7 @@ async function readBackingName(
   { backingFileOffset, backingFileSize }: HeaderRecord,
 ): Promise<string | undefined> {
   if (backingFileSize > MAX_BACKING_NAME_BYTES) throw invalid("Backing file name too long");
+  if (backingFileOffset > MAX_LENGTH && backingFileOffset < 2 ** 63) return undefined;
   try {
     const name = Buffer.from(await file.preadBytes(co, backingFileOffset, backingFileSize));
     return name.toString().replace(/\0.*$/s, "") || undefined;
@@ -160,7 +162,6 @@ async function readBackingName(
   }
 }
 
-/** A cluster at a time, as QEMU: a strict comparison sees where answers end. */
 async function blockStatus(
   co: Coroutine<"read">,
   state: QcowState,
@@ -171,7 +172,7 @@ async function blockStatus(
     co,
     state,
     offset,
-    Math.min(bytes, state.clusterSize - (offset % state.clusterSize)),
+    beforeLastCluster(state.node, state.clusterSize, offset, bytes),
   );
   const data = { bytes: run.bytes, data: true, zero: false, allocated: true };
   if (run.kind === "compressed") return { ...data, compressed: true };

@@ -137,7 +137,7 @@ const MORE_FIELDS = [0x178, 0x180, 0x184, 0x1a8, 0x1b7, 0x1b8, 0x1c8, 0x200, 0x2
 
 function hostileStory(offset: number): string {
   const looks = ["info a.vdi", "info -f vdi a.vdi", "check -f vdi a.vdi", "map -f vdi --output=json a.vdi"];
-  const lines = [0, 1, 2, 0x7f, 0xff].flatMap((byte) => [
+  const lines = [0, 1, 0xff].flatMap((byte) => [
     "= qemu-img create -q -f vdi -o static=on a.vdi 3M",
     `= qemu-io -f raw -c "write -P ${byte} ${offset} 1" a.vdi`,
     ...looks,
