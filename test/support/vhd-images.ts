@@ -90,7 +90,7 @@ export function withBytes(image: Uint8Array, offset: number, ...changes: readonl
 }
 
 /** Makes the checksum of a VHDX record right: in the file, where it lies, and nothing else. */
-export function seal(record: Buffer): void {
+function seal(record: Buffer): void {
   record.writeUInt32LE(checksumOf(record), 4);
 }
 
