@@ -59,6 +59,11 @@ export const raw: FormatDriver<typeof options, typeof createOptions> = {
       supportedWriteFlags: file.node.supportedWriteFlags,
       supportedZeroFlags: file.node.supportedZeroFlags,
       getLength: async (co) => window.size ?? (await file.getLength(co)) - window.offset,
+      knownLength() {
+        if (window.size !== undefined) return window.size;
+        const bytes = file.node.knownBytes;
+        return bytes === undefined ? undefined : bytes - window.offset;
+      },
       async pread(co, at, iov, flags) {
         if (file.debug) await file.debug.event(co, "read_aio");
         await file.pread(co, at + window.offset, iov, flags);

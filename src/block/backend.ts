@@ -148,18 +148,20 @@ export class BlockBackend implements ChildParent {
     return this.run((co, root) => root.node.getLength(co));
   }
 
-  /** @qemu blk_check_byte_request */
-  async #checkRange(
+  /** Undefined: it is in range, with no need to wait.  @qemu blk_check_byte_request */
+  #checkRange(
     co: Coroutine<"read">,
     { node }: BlockChild,
     offset: number,
     bytes: number,
-  ): Promise<void> {
+  ): Promise<void> | undefined {
     if (!Number.isSafeInteger(offset) || !Number.isSafeInteger(bytes) || offset < 0 || bytes < 0)
       throw new BlockError("EIO", undefined, { offset });
-    if (this.#allowBeyondEof) return;
-    const length = node.hasVariableLength ? await node.getLength(co) : node.totalSectors * 512;
-    if (offset > length || length - offset < bytes) throw new BlockError("EIO", undefined, { offset });
+    if (this.#allowBeyondEof) return undefined;
+    const known = node.knownBytes;
+    if (known === undefined) return node.getLength(co).then((length) => checkEnd(length, offset, bytes));
+    checkEnd(known, offset, bytes);
+    return undefined;
   }
 
   /** A new buffer with `bytes` bytes from `offset`. */
@@ -172,7 +174,8 @@ export class BlockBackend implements ChildParent {
   /** Fills `iov` from `offset`.  @qemu blk_co_preadv */
   readInto(offset: number, iov: IoVector, options: RequestOptions = {}): Promise<void> {
     return this.run(async (co, root) => {
-      await this.#checkRange(co, root, offset, iovLength(iov));
+      const asked = this.#checkRange(co, root, offset, iovLength(iov));
+      if (asked) await asked;
       await root.pread(co, offset, iov, options.flags ?? 0);
     }, options.signal);
   }
@@ -180,7 +183,8 @@ export class BlockBackend implements ChildParent {
   /** @qemu blk_co_pwritev */
   write(offset: number, iov: IoVector, options: RequestOptions = {}): Promise<void> {
     return this.run(async (co, root) => {
-      await this.#checkRange(co, root, offset, iovLength(iov));
+      const asked = this.#checkRange(co, root, offset, iovLength(iov));
+      if (asked) await asked;
       await root.pwrite(co, offset, iov, this.#writeFlags(options));
     }, options.signal);
   }
@@ -188,7 +192,8 @@ export class BlockBackend implements ChildParent {
   /** @qemu blk_co_pwrite_zeroes */
   writeZeroes(offset: number, bytes: number, options: RequestOptions = {}): Promise<void> {
     return this.run(async (co, root) => {
-      await this.#checkRange(co, root, offset, bytes);
+      const asked = this.#checkRange(co, root, offset, bytes);
+      if (asked) await asked;
       await root.pwriteZeroes(co, offset, bytes, this.#writeFlags(options));
     }, options.signal);
   }
@@ -205,7 +210,8 @@ export class BlockBackend implements ChildParent {
   /** Tells that the content of a range is no longer needed; what it reads as afterwards is open.  @qemu blk_co_pdiscard */
   discard(offset: number, bytes: number, options: RequestOptions = {}): Promise<void> {
     return this.run(async (co, root) => {
-      await this.#checkRange(co, root, offset, bytes);
+      const asked = this.#checkRange(co, root, offset, bytes);
+      if (asked) await asked;
       await root.pdiscard(co, offset, bytes);
     }, options.signal);
   }
@@ -270,6 +276,10 @@ function permFor(node: BlockNode, { noShare, resize }: Partial<OpenFlags> = {}):
   const read = node.flags.noIo ? 0 : Perm.ConsistentRead;
   const write = node.readOnly ? 0 : Perm.Write | (resize ? Perm.Resize : 0);
   return { used: read | write, shared: noShare ? Perm.ConsistentRead | Perm.WriteUnchanged : Perm.All };
+}
+
+function checkEnd(length: number, offset: number, bytes: number): void {
+  if (offset > length || length - offset < bytes) throw new BlockError("EIO", undefined, { offset });
 }
 
 /** A loop of cached requests would keep timers and signals from ever running: now and then one of them lets them in. */

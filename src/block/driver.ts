@@ -179,6 +179,8 @@ export interface NodeOps {
   readonly getLength?: (co: Coroutine<"read">) => Promise<number>;
   /** The length may change behind our back (a device): asked anew each time. */
   readonly hasVariableLength?: boolean;
+  /** With `hasVariableLength`: what `getLength` would answer, where that takes no wait. */
+  readonly knownLength?: () => number | undefined;
 
   readonly pread?: (co: Coroutine<"read">, offset: number, iov: IoVector, flags: ReqFlags) => Promise<void>;
   readonly pwrite?: (co: Coroutine<"read">, offset: number, iov: IoVector, flags: ReqFlags) => Promise<void>;

@@ -96,7 +96,7 @@ async function alignedPread(
   // The read of a read-modify-write on a filter that only changes writes.
   if (!ops.pread && node.filtered) return node.filtered.pread(co, offset, iov, flags);
   assert(ops.pread !== undefined, "alignedPread needs a driver that reads");
-  const length = node.hasVariableLength ? await getLength(co, node) : node.totalSectors * SECTOR_SIZE;
+  const length = node.knownBytes ?? (await getLength(co, node));
   const maxTransfer = limits.maxTransfer || MAX_REQUEST_BYTES;
   const readable = alignUp(Math.max(length - offset, 0), limits.requestAlignment);
   if (bytes <= readable && bytes <= maxTransfer) return ops.pread(co, offset, iov, flags);

@@ -11,6 +11,7 @@ import type { InheritedFlag } from "./open.ts";
 import type { OpenFlags } from "./open-flags.ts";
 import type { Options } from "./options.ts";
 import { RequestTracker } from "./tracked-request.ts";
+import { alignUp, SECTOR_SIZE } from "./units.ts";
 
 export const DEFAULT_LIMITS: Readonly<BlockLimits> = {
   requestAlignment: 1,
@@ -139,6 +140,14 @@ export class BlockNode implements ChildParent {
 
   get hasVariableLength(): boolean {
     return this.ops.hasVariableLength ?? this.filtered?.node.hasVariableLength ?? false;
+  }
+
+  /** The length in bytes where it need not be asked for, nor noted: the way of most requests. */
+  get knownBytes(): number | undefined {
+    const bytes = this.totalSectors * SECTOR_SIZE;
+    if (!this.hasVariableLength) return bytes;
+    const known = this.ops.knownLength ? this.ops.knownLength() : this.filtered?.node.knownBytes;
+    return known !== undefined && alignUp(known, SECTOR_SIZE) === bytes ? bytes : undefined;
   }
 
   get canCompress(): boolean {
