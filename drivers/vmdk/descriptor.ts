@@ -168,7 +168,9 @@ export async function writeCid(
   const length = await file.getLength(co);
   const bytes = Math.min(windowBytes, alignUp(length - offset, SECTOR_SIZE));
   // Where there is more text than the window shows, the digits take the place of those before.
-  const width = offset === 0 && length > windowBytes ? place.end - place.start : 8;
+  const old = place.end - place.start;
+  const isAll = offset > 0 || length <= windowBytes;
+  const width = isAll && text.length - old + 8 <= bytes ? 8 : old;
   const digits = cid.toString(16).padStart(8, "0").slice(-width).padStart(width, "0");
   const changed = text.slice(0, place.start) + digits + text.slice(place.end);
   const window = Buffer.alloc(bytes);

@@ -125,7 +125,10 @@ async function openMonolithic(
   }
   const extent = { ...opened.content, type: "", access: "RW" } as const;
   const createType = extent.isCompressed ? "streamOptimized" : "monolithicSparse";
-  return { ...place, createType, extents: [extent], readOnlyReason: opened.readOnlyReason };
+  // What follows a shorter one is no part of it.
+  const descriptorWindow = Math.min(DESCRIPTOR_BYTES, opened.descriptorBytes || DESCRIPTOR_BYTES);
+  const { readOnlyReason } = opened;
+  return { ...place, descriptorWindow, createType, extents: [extent], readOnlyReason };
 }
 
 /** @qemu vmdk_open_sparse */
@@ -141,7 +144,7 @@ function openSparse(
       case Magic.Hosted:
         return openHosted(reader, file, isWritten);
       case Magic.Cowd:
-        return { content: await openCowd(reader, file), readOnlyReason: undefined };
+        return { content: await openCowd(reader, file), descriptorBytes: 0, readOnlyReason: undefined };
       default:
         throw new BlockError("EINVAL", "Image not in VMDK format");
     }

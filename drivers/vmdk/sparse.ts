@@ -30,7 +30,12 @@ export type SparseContent = Omit<SparseExtent, "start" | "end" | "access" | "typ
 
 /** The extent, or where there is a descriptor in its place. */
 export type OpenedSparse =
-  | { readonly content: SparseContent; readonly readOnlyReason: string | undefined }
+  | {
+      readonly content: SparseContent;
+      /** Room for a descriptor behind the header; 0: not told. */
+      readonly descriptorBytes: number;
+      readonly readOnlyReason: string | undefined;
+    }
   | { readonly content?: undefined; readonly descriptorOffset: number; readonly readOnlyReason?: undefined };
 
 const VERSION_3_ONLY_READ = "VMDK version 3 must be read only";
@@ -44,7 +49,8 @@ export async function openHosted(
   let header = SparseHeader.read(await readHeader(co, file, SparseHeader.size));
   if (header.capacity === 0 && header.descriptorOffset > 0)
     return { descriptorOffset: header.descriptorOffset * SECTOR_SIZE };
-  if (header.directoryOffset === DIRECTORY_AT_END) header = await readFooter(co, file);
+  const isAtEnd = header.directoryOffset === DIRECTORY_AT_END;
+  if (isAtEnd) header = await readFooter(co, file);
   const isCompressed = header.compression === Compression.Deflate;
   const { version, flags, tableEntries, grainSize, capacity } = header;
   if (version > 3) throw new BlockError("ENOTSUP", `Unsupported VMDK version ${version}`);
@@ -66,7 +72,13 @@ export async function openHosted(
   if (isCompressed && content.grainBytes > MAX_COMPRESSED_GRAIN_BYTES) throw invalidGranularity();
   const hasMarkers = (flags & HeaderFlag.Markers) !== 0;
   return {
-    content: { ...content, isCompressed, hasMarkers },
+    content: {
+      ...content,
+      isCompressed,
+      hasMarkers,
+      endHeader: isAtEnd ? SparseHeader.write(header) : undefined,
+    },
+    descriptorBytes: header.descriptorSize * SECTOR_SIZE,
     readOnlyReason: isReadOnly ? VERSION_3_ONLY_READ : undefined,
   };
 }
@@ -158,5 +170,6 @@ export async function makeExtent(
     hasMarkers: false,
     hasZeroGrains: tables.hasZeroGrains,
     nextHostOffset: alignUp(await file.getLength(co), grainBytes),
+    endHeader: undefined,
   };
 }

@@ -41,6 +41,8 @@ export interface SparseExtent extends ExtentCommon {
   readonly hasZeroGrains: boolean;
   /** Where the next new grain comes. */
   nextHostOffset: number;
+  /** The header that a stream has at its end, which is to stand at the start before anything comes behind that end. */
+  endHeader: Uint8Array | undefined;
 }
 
 export type Extent = FlatExtent | ZeroExtent | SparseExtent;

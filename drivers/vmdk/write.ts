@@ -169,7 +169,12 @@ async function setEntries(
 
 /** Extents of ESX and of streams have tables only where there are grains. QEMU can't write there. */
 async function ensureTable(co: Coroutine<"read">, extent: SparseExtent, index: number): Promise<void> {
-  const { tables } = extent;
+  const { tables, file, endHeader } = extent;
+  if (endHeader) {
+    await file.pwrite(co, 0, endHeader);
+    await file.flush(co);
+    extent.endHeader = undefined;
+  }
   if (!(await tables.lacksTable(co, index))) return;
   const hostOffset = extent.nextHostOffset;
   const hostEnd = hostOffset + alignUp(tables.newTableBytes, SECTOR_SIZE);

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import fs from "node:fs";
 import path from "node:path";
 import { describe, it } from "node:test";
+import { SparseHeader } from "../../../drivers/vmdk/layout.ts";
 import type { BlockBackend } from "../../../src/block/backend.ts";
 import type { OpenFlags } from "../../../src/block/open-flags.ts";
 import { openBackend } from "../../support/graph.ts";
@@ -78,16 +79,43 @@ describe("vmdk extents", () => {
     await expectSame(dir, path.join(dir, "stream.vmdk"), visible(content, 64 * KiB, isPresent));
   });
 
-  it("a stream can be written where it has no table yet", async (test) => {
+  it("a stream can be written, also where it has no table yet", async (test) => {
     const content = pattern(70 * MiB);
     const dir = files(test, { "stream.vmdk": streamOptimized(content, (grain) => grain === 3) });
     const filename = path.join(dir, "stream.vmdk");
     const wanted = visible(content, 64 * KiB, (grain) => grain === 3);
-    // What follows the footer is no stream any more, but the header says that it is read from the end.
-    await using image = await open(filename, {});
-    await image.write(40 * MiB, wanted.subarray(0, 64 * KiB).fill(9), { compressed: true });
-    const seen = await image.read(40 * MiB, 64 * KiB);
-    assert.ok(seen.every((byte) => byte === 9));
+    {
+      await using image = await open(filename, {});
+      for (const [fill, offset] of [
+        [9, 40 * MiB],
+        [8, 128 * KiB],
+      ] as const) {
+        const grain = new Uint8Array(64 * KiB).fill(fill);
+        await image.write(offset, grain);
+        wanted.set(grain, offset);
+      }
+    }
+    // Its header is no longer at its end: it must be found all the same.
+    await expectSame(dir, filename, wanted);
+  });
+
+  it("a descriptor that is shorter than usual does not reach into what follows it", {
+    skip: missing("qemu-img"),
+  }, async (test) => {
+    const dir = tempDir(test);
+    const filename = path.join(dir, "a.vmdk");
+    mustRun("qemu-img", ["create", "-q", "-f", "vmdk", filename, "1M"]);
+    const image = fs.readFileSync(filename);
+    image.writeBigUInt64LE(2n, SparseHeader.offsetOf.descriptorSize);
+    image.fill(0xaa, 3 * 512, 21 * 512);
+    fs.writeFileSync(filename, image);
+    {
+      await using opened = await open(filename, {});
+      await opened.write(0, new Uint8Array(512).fill(1));
+    }
+    const after = fs.readFileSync(filename);
+    assert.deepEqual(after.subarray(3 * 512, 21 * 512), image.subarray(3 * 512, 21 * 512));
+    assert.notDeepEqual(after.subarray(512, 1024), image.subarray(512, 1024));
   });
 
   for (const grainSectors of [1, 128])
