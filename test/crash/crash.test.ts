@@ -13,7 +13,7 @@ describe("an image after a power cut", () => {
   for (const variant of VARIANTS)
     it(`is sound and has what was flushed: ${variant.name}`, async (test) => {
       const directory = hasQemu ? tempDir(test) : undefined;
-      const settings = { steps: 14, tears: 1, directory, qemuEvery: 60 };
+      const settings = { steps: 10, tears: 1, directory, qemuEvery: 60 };
       try {
         await crashTest(variant, SEED, settings);
       } catch (error) {

@@ -2,7 +2,7 @@
 
 import type { BlockBackend } from "../../src/block/backend.ts";
 import { openGate } from "../../src/block/open.ts";
-import { parseKeyValues } from "../../src/block/options.ts";
+import { type NestedOptions, parseKeyValues } from "../../src/block/options.ts";
 import { createImage } from "../../src/jobs/create.ts";
 import { makeOps, type OpsProfile, type OpsTarget, runOps } from "../random-ops.ts";
 import { openBackend } from "../support/graph.ts";
@@ -21,15 +21,18 @@ interface OpenFlagsWanted {
   readonly check?: boolean;
 }
 
-export function openLayer(variant: Variant, index: number, flags: OpenFlagsWanted): Promise<BlockBackend> {
+/** `above`: what stands between the format and its file. */
+export function openLayer(
+  variant: Variant,
+  index: number,
+  flags: OpenFlagsWanted,
+  above: (file: NestedOptions) => NestedOptions = (file) => file,
+): Promise<BlockBackend> {
   const { format } = variant.layers[index] as (typeof variant.layers)[number];
   const isTop = index === variant.layers.length - 1;
+  const file = above({ driver: "crash", filename: layerName(index) });
   return openBackend(
-    {
-      driver: format,
-      ...(isTop && variant.openOptions),
-      file: { driver: "crash", filename: layerName(index) },
-    },
+    { driver: format, ...(isTop && variant.openOptions), file },
     { flags: { unmap: true, ...flags }, environment },
   );
 }

@@ -163,7 +163,7 @@ export const VARIANTS: readonly Variant[] = [
     layers: [plain("parallels", 4 * KiB, "cluster_size=4k")],
     openOptions: { "prealloc-size": 65536 },
     asksForRepair: /Image was not closed correctly/,
-    isLeak: (line) => /^ERROR image was not closed correctly/.test(line),
+    isLeak: (line) => line.startsWith("ERROR image was not closed correctly"),
     qemuChecks: true,
   },
   {
