@@ -207,7 +207,7 @@ describe("tables that lead nowhere", { skip: missing("qemu-img") }, () => {
           await image.read(0, 128 * KiB);
           await image.blockStatus(0, MiB);
         } catch (error) {
-          assert.ok(error instanceof BlockError, `${number}: ${error}`);
+          assert.ok(error instanceof BlockError, `${number}: ${String(error)}`);
         }
       }
     });
