@@ -13,7 +13,6 @@ import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { build, transform } from "esbuild";
-import { emptyDirSync } from "fs-extra/esm";
 
 /** What is to start fast, most of all the first; in a directory of its own with an image, `a`. */
 const USUAL = [
@@ -28,7 +27,11 @@ const USUAL = [
 ];
 
 const OUTPUT = process.argv[2] ?? "dist";
-const CHUNKS = path.join(OUTPUT, "chunks");
+fs.mkdirSync(OUTPUT, { recursive: true });
+/** What is there may be in use until all is made. Within the package, so that its native modules are found. */
+const WORK = fs.mkdtempSync(path.join(OUTPUT, "bundle-"));
+process.on("exit", () => fs.rmSync(WORK, { recursive: true, force: true }));
+const CHUNKS = path.join(WORK, "chunks");
 /** As in boot.cjs. */
 const CODE = path.join(CHUNKS, `${process.version}-${process.arch}-${fs.statSync(process.execPath).size}`);
 
@@ -62,7 +65,7 @@ const main = [...chunks.keys()].find((name) => name.startsWith("main-"));
 /** The file that a chunk lies in, where it is not alone. */
 const homes = new Map();
 
-emptyDirSync(CHUNKS);
+fs.mkdirSync(CHUNKS);
 for (const name of chunks.keys()) await writeAlone(name);
 await writeBoot();
 for (const names of together(runUsual())) {
@@ -77,6 +80,9 @@ for (const name of chunks.keys()) {
 }
 fs.mkdirSync(CODE);
 runUsual();
+fs.rmSync(path.join(OUTPUT, "chunks"), { recursive: true, force: true });
+fs.renameSync(CHUNKS, path.join(OUTPUT, "chunks"));
+fs.renameSync(path.join(WORK, "bdrv.cjs"), path.join(OUTPUT, "bdrv.cjs"));
 
 async function split() {
   const { outputFiles } = await build({
@@ -172,7 +178,7 @@ function write(name, code) {
 async function writeBoot() {
   const source = fs.readFileSync(path.join(import.meta.dirname, "boot.cjs"), "utf8");
   const { code } = await transform(source.replace("@main", main), FOR_NODE);
-  fs.writeFileSync(path.join(OUTPUT, "bdrv.cjs"), `#!/usr/bin/env node\n${code}`, { mode: 0o755 });
+  fs.writeFileSync(path.join(WORK, "bdrv.cjs"), `#!/usr/bin/env node\n${code}`, { mode: 0o755 });
 }
 
 /** Chunks by the first run that loads them. What a chunk imports is loaded no later than itself: so files don't go in circles. */
@@ -193,7 +199,7 @@ function runUsual() {
   const watched = ["-r", path.join(import.meta.dirname, "watch-chunks.cjs")];
   // A command that fails says so, and starts no slower than it would have.
   const bdrv = (words, options = []) =>
-    spawnSync(process.execPath, [...options, path.resolve(OUTPUT, "bdrv.cjs"), ...words], {
+    spawnSync(process.execPath, [...options, path.resolve(WORK, "bdrv.cjs"), ...words], {
       cwd: directory,
       env,
       stdio: ["ignore", "ignore", "inherit"],

@@ -12,23 +12,33 @@ const ROOT = path.join(import.meta.dirname, "..", "..");
 interface Loaded {
   /** Files of the bundle, without their hashes, in order. */
   readonly files: readonly string[];
-  /** Parts of node that a bare one does not load. */
+  /** Parts of node that a bare one does not load, but for node:vm. */
   readonly builtins: readonly string[];
+  /** For each chunk, whether V8 took its code. */
+  readonly taken: readonly boolean[];
 }
 
 /** Says at the end what was loaded. */
 const HOOK = `
   const fs = require("node:fs");
   const { readFileSync } = fs;
+  const vm = require("node:vm");
   const bare = new Set(process.moduleLoadList);
   const files = [];
+  vm.Script = class extends vm.Script {
+    constructor(source, options) {
+      super(source, options);
+      taken.push(!this.cachedDataRejected);
+    }
+  };
   fs.readFileSync = (file, ...rest) => {
     if (/\\.cjs$/.test(String(file))) files.push(file);
     return readFileSync(file, ...rest);
   };
+  const taken = [];
   process.on("exit", () => {
     const builtins = process.moduleLoadList.filter((name) => !bare.has(name));
-    fs.writeFileSync(process.env.LOADED, JSON.stringify({ files, builtins }));
+    fs.writeFileSync(process.env.LOADED, JSON.stringify({ files, builtins, taken }));
   });`;
 
 describe("the start of the bundled command", () => {
@@ -69,20 +79,21 @@ describe("the start of the bundled command", () => {
 
   function loadedBy(...args: string[]): Loaded {
     run(...args);
-    const { files, builtins } = JSON.parse(fs.readFileSync(list, "utf8")) as Loaded;
+    const { files, ...rest } = JSON.parse(fs.readFileSync(list, "utf8")) as Loaded;
     const named = files.map((file) =>
       path
         .relative(bundle, file)
         .replace(path.basename(code), "CODE")
         .replace(/-[A-Z0-9]{8}(?=\.cjs$)/, ""),
     );
-    return { files: named, builtins };
+    return { files: named, ...rest };
   }
 
   it("is one file and its code for info, and no more of node than it needs", () => {
     assert.deepEqual(loadedBy("info", image), {
       files: ["bdrv.cjs", "chunks/main.cjs", "chunks/CODE/main.cjs"],
-      builtins: ["NativeModule vm", "Internal Binding signal_wrap"],
+      builtins: ["Internal Binding signal_wrap"],
+      taken: [true],
     });
   });
 
@@ -93,9 +104,10 @@ describe("the start of the bundled command", () => {
       ["measure", "-O", "qcow2", image],
       ["convert", "-O", "qcow2", image, `${image}.copy`],
     ]) {
-      const { files } = loadedBy(...args);
+      const { files, taken } = loadedBy(...args);
       const chunks = files.filter((file) => /^chunks\/[^/]*$/.test(file));
       assert.ok(chunks.length <= 6, files.join(" "));
+      assert.ok(!taken.includes(false));
       for (const chunk of chunks)
         assert.ok(files.includes(chunk.replace("/", "/CODE/")), `${chunk} has no code`);
       assert.ok(!files.some((file) => file.includes("help") || file.includes("rebase")), files.join(" "));
