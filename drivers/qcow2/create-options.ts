@@ -68,8 +68,8 @@ export const amendOptions = {
 
 /** Formats that QEMU can open and bdrv can't: an overlay may name them all the same.  @qemu BlockdevDriver */
 const OTHER_FORMATS = (
-  "blkreplay bochs cloop copy-before-write dmg ftp ftps gluster host_cdrom http https iscsi nbd nfs nvme parallels " +
-  "qcow qed rbd replication snapshot-access ssh vdi vhdx vmdk vpc vvfat"
+  "blkreplay copy-before-write ftp ftps gluster host_cdrom http https iscsi nbd nfs nvme rbd replication " +
+  "snapshot-access ssh vvfat"
 ).split(" ");
 
 /** What decides how large tables are. */
