@@ -109,6 +109,14 @@ export class GrainTables {
     return table && this.#parse(table.view, within);
   }
 
+  /** Grains from `index` on that have nothing because their table is not there; 1 where it is. */
+  emptySpan(index: number): number {
+    const { tableEntries } = this.#options;
+    const within = index % tableEntries;
+    const isMissing = this.#tableOffset(this.#directory, (index - within) / tableEntries) === "none";
+    return isMissing ? tableEntries - within : 1;
+  }
+
   /** Brings into memory what `peek` has missed. */
   async load(co: Coroutine<"read">, index: number): Promise<void> {
     const { tableEntries, seSparse } = this.#options;
@@ -191,7 +199,8 @@ export class GrainTables {
       if (typeof offset !== "number") continue;
       await this.#lock.run(async () => {
         const table = await this.#tables.load(co, offset);
-        this.#tables.dependsOnFlush = true;
+        // Zeroes have nothing that must be there first.
+        if (entries.some((entry) => entry !== ZEROED)) this.#tables.dependsOnFlush = true;
         for (const [i, entry] of entries.entries()) table.view.setUint32((within + i) * 4, entry, true);
         table.markDirty(within * 4, (within + entries.length) * 4);
       });

@@ -23,8 +23,8 @@ export type Run = { readonly bytes: number } & (
   | { readonly kind: "none" | "zero"; readonly extent: SparseExtent }
 );
 
-/** Grains that are looked at for one run. */
-const MAX_RUN_GRAINS = 4096;
+/** Grains, or tables that are not there, that are looked at for one run. */
+const MAX_RUN_LOOKS = 4096;
 
 /** As far as tables are in memory; undefined: the first that is needed is not. An entry that makes no sense is EINVAL. */
 export function peekRun(state: VmdkState, guestOffset: number, bytes: number): Run | undefined {
@@ -41,9 +41,13 @@ export function peekRun(state: VmdkState, guestOffset: number, bytes: number): R
   if (grain.kind === "invalid") throw new BlockError("EINVAL");
   const head = within - index * grainBytes;
   const isAlone = grain.kind === "data" && extent.isCompressed;
-  const wanted = isAlone ? 1 : Math.min(Math.ceil((head + length) / grainBytes), MAX_RUN_GRAINS);
-  let grains = 1;
-  while (grains < wanted && continues(grain, tables.peek(index + grains), grains * grainBytes)) grains++;
+  const wanted = isAlone ? 1 : Math.ceil((head + length) / grainBytes);
+  const stepFrom = (at: number) => (grain.kind === "none" ? tables.emptySpan(at) : 1);
+  let grains = stepFrom(index);
+  for (let looks = 1; grains < wanted && looks < MAX_RUN_LOOKS; looks++) {
+    if (!continues(grain, tables.peek(index + grains), grains * grainBytes)) break;
+    grains += stepFrom(index + grains);
+  }
   const run = { extent, bytes: Math.min(grains * grainBytes - head, length) };
   if (grain.kind !== "data") return { ...run, kind: grain.kind };
   const { hostOffset } = grain;
