@@ -123,6 +123,10 @@ async function parse(args: readonly string[], context: CliContext): Promise<IoAr
   return parsed;
 }
 
+const TRUST_USAGE = `  --untrusted          follow nothing that images name, guess no format
+  --limits=LIMITS      limits of --untrusted
+`;
+
 function usage(tool: string): string {
   const program = tool === "bdrv" ? "bdrv io" : tool;
   return `Usage: ${program} [OPTIONS]... [-c STRING]... [file]
@@ -148,9 +152,7 @@ QEMU Disk exerciser
                        specify tracing options
                        see qemu-img(1) man page for full description
   -U, --force-share    force shared permissions
-  --untrusted          follow nothing that images name, guess no format
-  --limits=LIMITS      limits of --untrusted
-  -h, --help           display this help and exit
+${tool === "bdrv" ? TRUST_USAGE : ""}  -h, --help           display this help and exit
   -V, --version        output version information and exit
 
 See '${program} -c help' for information on available commands.
