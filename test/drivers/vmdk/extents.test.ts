@@ -79,6 +79,20 @@ describe("vmdk extents", () => {
     await expectSame(dir, path.join(dir, "stream.vmdk"), visible(content, 64 * KiB, isPresent));
   });
 
+  it("compressed grains without markers", async (test) => {
+    const content = pattern(3 * MiB);
+    const dir = files(test, { "stream.vmdk": streamOptimized(content, isOdd, false) });
+    const filename = path.join(dir, "stream.vmdk");
+    await expectSame(dir, filename, visible(content, 64 * KiB, isOdd));
+    await using image = await open(filename, {});
+    assert.deepEqual(
+      Buffer.from(await image.read(64 * KiB + 5000, 3000)),
+      content.subarray(64 * KiB + 5000, 64 * KiB + 8000),
+    );
+    // QEMU does not write such grains either.
+    await assert.rejects(image.write(0, new Uint8Array(64 * KiB)), { errno: "EINVAL" });
+  });
+
   it("a stream can be written, also where it has no table yet", async (test) => {
     const content = pattern(70 * MiB);
     const dir = files(test, { "stream.vmdk": streamOptimized(content, (grain) => grain === 3) });

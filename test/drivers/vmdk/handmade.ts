@@ -58,14 +58,18 @@ export function descriptor(createType: string, lines: readonly string[], more = 
 const NO_BYTES = new Uint8Array(0);
 
 /** As a product that exports OVF packages streams it: what is where comes behind it, and the header comes last. */
-export function streamOptimized(content: Uint8Array, isPresent: (grain: number) => boolean): Buffer {
+export function streamOptimized(
+  content: Uint8Array,
+  isPresent: (grain: number) => boolean,
+  hasMarkers = true,
+): Buffer {
   const grainBytes = 128 * SECTOR;
   const grains = Math.ceil(content.length / grainBytes);
   const file = new Sectors();
   const fields = {
     magic: 0x564d444b,
     version: 3,
-    flags: 0x30001,
+    flags: hasMarkers ? 0x30001 : 0x10001,
     capacity: content.length / SECTOR,
     grainSize: 128,
     descriptorOffset: 1,
@@ -95,7 +99,7 @@ export function streamOptimized(content: Uint8Array, isPresent: (grain: number) 
       }
       const data = zlib.deflateSync(content.subarray(grain * grainBytes, (grain + 1) * grainBytes));
       const marker = GrainMarker.write({ sector: grain * 128, size: data.length });
-      entries.push(file.append(Buffer.concat([marker, data])));
+      entries.push(file.append(hasMarkers ? Buffer.concat([marker, data]) : data));
     }
     // Tables that would be empty are left out.
     if (entries.every((entry) => entry === 0)) directory.push(0);
