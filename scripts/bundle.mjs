@@ -207,8 +207,9 @@ function runUsual() {
   try {
     bdrv(["create", "-f", "qcow2", "a", "64M"]);
     bdrv(["io", "-c", "write 0 1M", "a"]);
-    return USUAL.map((line) => {
-      bdrv(line.split(" "), watched);
+    return USUAL.map((line, index) => {
+      const { status } = bdrv(line.split(" "), watched);
+      if (index === 0 && status !== 0) throw new Error("The program does not run");
       return new Set(fs.readFileSync(loaded, "utf8").split("\n"));
     });
   } finally {
