@@ -31,12 +31,13 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
     (await (await import("./crypto-create.ts")).planEncryption(encryptionFormat, request));
   await createFile(co, filename, protocolOptions, environment);
   try {
-    if (image.dataFile !== undefined) {
-      const size = isPreallocated(image) ? 0 : image.size;
-      await createFile(co, image.dataFile, new Map([["size", size]]), environment, true);
-    }
     const file = await openCreated(co, filename, environment);
     try {
+      // The image is open already: its lock keeps it from being its own data file.
+      if (image.dataFile !== undefined) {
+        const size = isPreallocated(image) ? 0 : image.size;
+        await createFile(co, image.dataFile, new Map([["size", size]]), environment, true);
+      }
       await writeImage(file, image, layout, header);
     } finally {
       await file.close();

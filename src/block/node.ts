@@ -35,6 +35,8 @@ export class BlockNode implements ChildParent {
   readonly parents = new Set<BlockChild>();
   /** The driver's own options that it was opened with and that are part of what the guest sees; no children. */
   readonly ownOptions: Options;
+  /** The driver's own options as they were given to the open. */
+  givenOptions: Options = new Map();
   /** What the user gave of the driver's options that a reopen may change. */
   changeableOptions: Options = new Map();
   /** As the user gave it, or made from the options; `json:{...}` where no plain name says it all. */

@@ -405,13 +405,16 @@ function makeNode(
     throw new BlockError("EINVAL", "Node name too long");
   const name = given ?? `#block${String(namesMade++).padStart(3, "0")}`;
   const ownOptions: Options = new Map();
+  const givenOptions: Options = new Map();
   const changeableOptions: Options = new Map();
   for (const [key, spec] of Object.entries(driver.options)) {
     const value = options.get(key);
+    if (value !== undefined) givenOptions.set(key, value);
     if (spec.strong && value !== undefined) ownOptions.set(key, value);
     if (spec.changeable && value !== undefined) changeableOptions.set(key, value);
   }
   const node = new BlockNode(context, name, driver, filename ?? "", flags, ownOptions);
+  node.givenOptions = givenOptions;
   node.changeableOptions = changeableOptions;
   context.nodes.set(name, node);
   return node;

@@ -142,7 +142,7 @@ function currentValue(node: BlockNode, key: string): string | undefined {
   if (key === "node-name") return node.nodeName;
   if (key === "file" || key === "backing") return node.children.get(key)?.node.nodeName;
   if (key === "filename" && node.driver.kind === "protocol") return node.exactFilename;
-  const own = node.ownOptions.get(key);
+  const own = node.ownOptions.get(key) ?? node.givenOptions.get(key);
   return own === undefined ? undefined : String(own);
 }
 
