@@ -7,8 +7,9 @@
  * 270 / 602, WebAssembly 143 / 487; libzstd on two cores 350 / 1840.
  */
 
+import { availableParallelism } from "node:os";
 import { BlockError } from "../../src/block/errors.ts";
-import { openLibZstd } from "../../src/platform/libzstd.ts";
+import { type LibZstd, openLibZstd } from "../../src/platform/libzstd.ts";
 import { zlib } from "../zlib-streams.ts";
 
 export interface Zstd {
@@ -37,19 +38,63 @@ export async function openZstd(loadNative: (name: string) => unknown): Promise<Z
 export function withThreads(codec: Zstd): Zstd {
   const lib = process.env["BDRV_NO_NATIVE"] === "1" ? undefined : openLibZstd();
   if (!lib) return codec;
+  const compressor = new SharedCompressor(codec, lib);
   return {
     ...codec,
-    async compress(input) {
-      // What does not fit does not get smaller, which is all that anybody wants to know.
-      const output = Buffer.allocUnsafeSlow(input.length);
-      const bytes = await lib.compress(input, output, LEVEL);
-      return bytes === undefined ? input : output.subarray(0, bytes);
-    },
+    compress: (input) => compressor.compress(input),
     async decompressInto(inputs, output) {
       const frames = joinFrames(inputs, output.length / inputs.length);
       return frames !== undefined && (await lib.decompress(frames, output)) === output.length;
     },
   };
+}
+
+/** Compresses on the thread pool, and what waits for that on this thread: a turn through the pool costs half a cluster. */
+class SharedCompressor {
+  readonly #codec: Zstd;
+  readonly #lib: LibZstd;
+  readonly #waiting: { readonly input: Uint8Array; readonly done: (output: Promise<Uint8Array>) => void }[] =
+    [];
+  #free = availableParallelism();
+  #helps = false;
+
+  constructor(codec: Zstd, lib: LibZstd) {
+    this.#codec = codec;
+    this.#lib = lib;
+  }
+
+  compress(input: Uint8Array): Promise<Uint8Array> {
+    return new Promise((done) => {
+      this.#waiting.push({ input, done });
+      this.#start();
+    });
+  }
+
+  #start(): void {
+    while (this.#free > 0) {
+      const next = this.#waiting.shift();
+      if (!next) return;
+      this.#free--;
+      next.done(this.#beside(next.input));
+    }
+    if (this.#helps || this.#waiting.length === 0) return;
+    this.#helps = true;
+    setImmediate(() => {
+      this.#helps = false;
+      const next = this.#waiting.shift();
+      if (next) next.done(this.#codec.compress(next.input));
+      this.#start();
+    });
+  }
+
+  async #beside(input: Uint8Array): Promise<Uint8Array> {
+    const output = Buffer.allocUnsafeSlow(input.length);
+    const bytes = await this.#lib.compress(input, output, LEVEL);
+    this.#free++;
+    this.#start();
+    // What does not fit does not get smaller, which is all that anybody wants to know.
+    return bytes === undefined ? input : output.subarray(0, bytes);
+  }
 }
 
 /** The frames of all inputs behind each other, if each is one that says it holds `contentBytes`. */

@@ -17,6 +17,9 @@ export interface BenchImages {
   readonly qcow2: string;
   readonly zlib: string;
   readonly zstd: string;
+  readonly vmdk: string;
+  /** Of 256 MiB: what was written to it came in any order. */
+  readonly fragmented: string;
   /** The top of a chain of three. */
   readonly chain: string;
   /** 1 TiB, raw, with 64 MiB of data here and there. */
@@ -35,6 +38,8 @@ export function makeImages(directory: string, bytes: number, log: (line: string)
     qcow2: at("disk.qcow2"),
     zlib: at("zlib.qcow2"),
     zstd: at("zstd.qcow2"),
+    vmdk: at("disk.vmdk"),
+    fragmented: at("fragmented.qcow2"),
     chain: at("top.qcow2"),
     sparse: at("sparse.raw"),
     wide: at("wide.qcow2"),
@@ -54,6 +59,8 @@ export function makeImages(directory: string, bytes: number, log: (line: string)
   make(images.qcow2, (file) => convert(images.raw, file));
   make(images.zlib, (file) => convert("-c", images.raw, file));
   make(images.zstd, (file) => convert("-c", "-o", "compression_type=zstd", images.raw, file));
+  make(images.vmdk, (file) => qemuImg("convert", "-f", "raw", "-O", "vmdk", images.raw, file));
+  make(images.fragmented, makeFragmented);
   make(at("middle.qcow2"), (file) => makeOverlay(images.qcow2, file, bytes, 1));
   make(images.chain, (file) => makeOverlay(at("middle.qcow2"), file, bytes, 2));
   make(images.sparse, makeSparse);
@@ -126,6 +133,17 @@ function makeOverlay(backing: string, filename: string, bytes: number, seed: num
     commands.push("-c", `${what} ${offset} ${WRITE_BYTES}`);
   }
   execFileSync("qemu-io", [...commands, filename], { stdio: ["ignore", "ignore", "inherit"] });
+}
+
+/** Every 64 KiB written by itself, in an order that leads all over the disk. */
+function makeFragmented(filename: string): void {
+  const PIECES = 4096;
+  qemuImg("create", "-q", "-f", "qcow2", filename, "256M");
+  let input = "";
+  // A step that shares no factor with the number of pieces comes by each of them.
+  for (let piece = 0; piece < PIECES; piece++)
+    input += `write -q -P ${1 + (piece % 250)} ${((piece * 1531) % PIECES) * 64}k 64k\n`;
+  execFileSync("qemu-io", ["-t", "unsafe", filename], { input, stdio: ["pipe", "ignore", "inherit"] });
 }
 
 function makeSparse(filename: string): void {

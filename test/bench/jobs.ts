@@ -1,6 +1,9 @@
 /** What is measured: the same arguments for qemu-img and bdrv. */
 
+import { fileURLToPath } from "node:url";
 import type { BenchImages } from "./images.ts";
+
+export type Format = "raw" | "qcow2" | "vmdk";
 
 export interface Job {
   readonly name: string;
@@ -8,7 +11,7 @@ export interface Job {
   /** Arguments of the tool; `target` is the file that it makes, if it makes one. */
   readonly args: (images: BenchImages, target: string) => readonly string[];
   /** The format of the target, to compare the two; without it what they print must be the same. */
-  readonly targetFormat?: "raw" | "qcow2";
+  readonly targetFormat?: Format;
   /** For short jobs: as many runs for each pair asked for. */
   readonly repeat?: number;
   /** What qemu-img is given as well, right behind the command's name: the faster of the two counts. */
@@ -17,6 +20,8 @@ export interface Job {
   readonly lessStart?: boolean;
   /** It changes its image: each tool works on a copy of this one, at `target`. */
   readonly copyOf?: keyof BenchImages;
+  /** A command that takes the place of qemu-img; `args` is a whole command then. */
+  readonly baseline?: (images: BenchImages) => readonly string[];
   /** What else can do it: a yardstick beside the two. */
   readonly yardstick?: (images: BenchImages, target: string) => readonly string[];
 }
@@ -25,8 +30,8 @@ export interface Job {
 const FASTER_CONVERT = ["-m", "16", "-W"];
 
 const convert = (
-  from: "raw" | "qcow2",
-  to: "raw" | "qcow2",
+  from: Format,
+  to: Format,
   source: keyof BenchImages,
   ...options: string[]
 ): Pick<Job, "args" | "targetFormat" | "alternative"> => ({
@@ -43,7 +48,7 @@ const bench = (format: "raw" | "qcow2", depth: number, ...options: string[]): st
   "-f",
   format,
   "-c",
-  "50000",
+  "200000",
   "-d",
   String(depth),
   "-s",
@@ -61,6 +66,13 @@ const writes = (format: "raw" | "qcow2", depth: number): Pick<Job, "args" | "cop
   args: (_, target) => [...bench(format, depth, "-w"), target],
   copyOf: format,
 });
+
+const libraryReads = (how: "plain" | "filter", image: string): readonly string[] => [
+  process.execPath,
+  fileURLToPath(new URL("library-reads.mjs", import.meta.url)),
+  how,
+  image,
+];
 
 export const jobs: readonly Job[] = [
   {
@@ -107,10 +119,25 @@ export const jobs: readonly Job[] = [
   },
   {
     name: "sparse-1t",
-    what: "1 TiB raw, 64 pieces of data, to qcow2",
+    what: "1 TiB raw with 64 MiB of data to qcow2",
     ...convert("raw", "qcow2", "sparse"),
     repeat: 3,
     lessStart: true,
+  },
+  {
+    name: "fragmented",
+    what: "qcow2 with its clusters in any order to raw",
+    ...convert("qcow2", "raw", "fragmented"),
+  },
+  {
+    name: "vmdk-raw",
+    what: "vmdk to raw",
+    ...convert("vmdk", "raw", "vmdk"),
+  },
+  {
+    name: "raw-vmdk",
+    what: "raw to vmdk",
+    ...convert("raw", "vmdk", "raw"),
   },
   {
     name: "compare",
@@ -131,6 +158,12 @@ export const jobs: readonly Job[] = [
   { name: "write-raw-32", what: "4 KiB writes to raw, cached, depth 32", ...writes("raw", 32) },
   { name: "write-qcow2-1", what: "4 KiB writes to qcow2, cached, depth 1", ...writes("qcow2", 1) },
   { name: "write-qcow2-32", what: "4 KiB writes to qcow2, cached, depth 32", ...writes("qcow2", 32) },
+  {
+    name: "filter",
+    what: "4 KiB reads by the library, through the compress filter over qcow2",
+    baseline: ({ qcow2 }) => libraryReads("plain", qcow2),
+    args: ({ qcow2 }) => libraryReads("filter", qcow2),
+  },
   {
     name: "map",
     what: "map of the chain, as JSON",

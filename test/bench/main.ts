@@ -8,43 +8,23 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { parseSize } from "../../src/block/options.ts";
 import { type BenchImages, makeImages } from "./images.ts";
-import { type Job, jobs } from "./jobs.ts";
+import { type Format, type Job, jobs } from "./jobs.ts";
 import { measure, type Run, type Usage } from "./measure.ts";
+import { type JobResult, medianOf, spread, writeReport } from "./report.ts";
 
 const USAGE = `usage: npm run bench -- [--quick] [--size 1G] [--pairs 5] [--job NAME]... [--dir DIR] [--json]
+                            [--report]
 
   --quick      64 MiB and 2 pairs, to see that it works
-  --size SIZE  of the file system that is converted; default 1G
+  --size SIZE  of the file system that is converted; default 2G
   --pairs N    runs of each tool, in turn; default 5
   --job NAME   only these jobs: ${jobs.map(({ name }) => name).join(", ")}
   --dir DIR    make the images there and keep them; default: a temporary directory
   --json       figures of every run, for a program
+  --report     put the figures into BENCHMARKS.md and README.md
 `;
 
 const BDRV = fileURLToPath(new URL("../../dist/bdrv.cjs", import.meta.url));
-/** Middle and ends of one figure over all pairs. */
-interface Spread {
-  readonly median: number;
-  readonly min: number;
-  readonly max: number;
-}
-
-interface JobResult {
-  readonly name: string;
-  readonly what: string;
-  /** By its better setting: the options that were given as well. */
-  readonly qemuImg: readonly Usage[];
-  readonly alternative: readonly string[];
-  readonly bdrv: readonly Usage[];
-  /** Median of another tool that does the same. */
-  readonly yardstickSeconds?: number;
-  /** Wall clock and CPU time, bdrv by qemu-img, pair by pair. */
-  readonly wallRatio: Spread;
-  readonly cpuRatio: Spread;
-  /** Disk space of what was made, in bytes. */
-  readonly targetBytes?: { readonly qemuImg: number; readonly bdrv: number };
-}
-
 class BenchError extends Error {}
 
 function main(): void {
@@ -74,6 +54,7 @@ function main(): void {
     const machine = describeMachine(settings.bytes);
     console.log(JSON.stringify({ machine, pairs: settings.pairs, results, failures }, undefined, 2));
   }
+  if (settings.report) writeReport(new URL("../../", import.meta.url), describeRun(settings), results);
   for (const failure of failures) console.error(failure);
   process.exitCode = failures.length > 0 ? 1 : 0;
 }
@@ -84,6 +65,7 @@ interface Settings {
   readonly jobs: readonly Job[];
   readonly directory: string | undefined;
   readonly json: boolean;
+  readonly report: boolean;
 }
 
 function readSettings(args: readonly string[]): Settings {
@@ -97,6 +79,7 @@ function readSettings(args: readonly string[]): Settings {
         job: { type: "string", multiple: true, default: [] },
         dir: { type: "string" },
         json: { type: "boolean", default: false },
+        report: { type: "boolean", default: false },
       },
     });
     const pairs = Number(values.pairs ?? (values.quick ? 2 : 5));
@@ -104,7 +87,7 @@ function readSettings(args: readonly string[]): Settings {
     const names = values.job.flatMap((list) => list.split(","));
     const unknown = names.find((name) => !jobs.some((job) => job.name === name));
     if (unknown !== undefined) throw new Error(`There is no job ${unknown}`);
-    const bytes = parseSize(values.size ?? (values.quick ? "64M" : "1G"));
+    const bytes = parseSize(values.size ?? (values.quick ? "64M" : "2G"));
     if (typeof bytes !== "number") throw new Error(`--size ${values.size} is not a size`);
     if (!fs.existsSync(BDRV)) throw new Error(`${BDRV} is missing: npm run build`);
     return {
@@ -113,11 +96,18 @@ function readSettings(args: readonly string[]): Settings {
       jobs: jobs.filter(({ name }) => names.length === 0 || names.includes(name)),
       directory: values.dir && path.resolve(values.dir),
       json: values.json,
+      report: values.report,
     };
   } catch (error) {
     console.error(`${(error as Error).message}\n\n${USAGE}`);
     process.exit(2);
   }
+}
+
+/** The machine, and how the run was made. */
+function describeRun({ bytes, pairs }: Settings): string {
+  const day = new Date().toISOString().slice(0, 10);
+  return `${day}; ${describeMachine(bytes)}; ${pairs} pairs, medians.`;
 }
 
 /** What is run in turn. */
@@ -133,10 +123,11 @@ function commandOf(
   const [command = "", ...args] = job.args(images, target);
   switch (runner) {
     case "qemuImg":
-      return ["qemu-img", command, ...args];
+      return job.baseline?.(images) ?? ["qemu-img", command, ...args];
     case "alternative":
       return job.alternative && ["qemu-img", command, ...job.alternative, ...args];
     case "bdrv":
+      if (job.baseline) return [command, ...args];
       return [process.execPath, BDRV, command, ...args];
     case "yardstick":
       return job.yardstick?.(images, target);
@@ -171,7 +162,7 @@ function runJob(job: Job, images: BenchImages, pairs: number, scratch: string): 
     const actual = run("bdrv");
     const format = job.targetFormat ?? (job.copyOf === "qcow2" ? "qcow2" : job.copyOf && "raw");
     const targetBytes = format && {
-      qemuImg: fs.statSync(target("qemuImg")).blocks * 512,
+      other: fs.statSync(target("qemuImg")).blocks * 512,
       bdrv: fs.statSync(target("bdrv")).blocks * 512,
     };
     if (format) compareTargets(format, target("qemuImg"), target("bdrv"));
@@ -193,10 +184,6 @@ function withoutTimes(output = ""): string {
   return output.replace(/completed in [\d.]+ seconds/, "completed");
 }
 
-function medianOf(usages: readonly Usage[], figure: keyof Usage): number {
-  return usages.length > 0 ? spread(usages.map((usage) => usage[figure])).median : 0;
-}
-
 function summary(
   job: Job,
   { qemuImg, alternative, bdrv, yardstick, start }: Record<Runner, Usage[]>,
@@ -212,7 +199,9 @@ function summary(
   return {
     name: job.name,
     what: job.what,
-    qemuImg: best,
+    beside: job.baseline ? "bdrv" : "qemu-img",
+    lessStart: job.lessStart ?? false,
+    other: best,
     alternative: isFaster ? (job.alternative ?? []) : [],
     bdrv,
     wallRatio: ratio("wallSeconds"),
@@ -223,7 +212,7 @@ function summary(
 }
 
 /** Content by qemu-img compare; a qcow2 of ours must also pass qemu-img check. */
-function compareTargets(format: "raw" | "qcow2", expected: string, actual: string): void {
+function compareTargets(format: Format, expected: string, actual: string): void {
   const qemuImg = (...args: string[]) => {
     try {
       execFileSync("qemu-img", args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"] });
@@ -234,14 +223,6 @@ function compareTargets(format: "raw" | "qcow2", expected: string, actual: strin
   };
   qemuImg("compare", "-s", "-f", format, "-F", format, expected, actual);
   if (format === "qcow2") qemuImg("check", "-q", "-f", format, actual);
-}
-
-function spread(values: readonly number[]): Spread {
-  const sorted = [...values].sort((a, b) => a - b);
-  const at = (index: number) => sorted[index] as number;
-  const middle = sorted.length / 2;
-  const median = sorted.length % 2 === 1 ? at(Math.floor(middle)) : (at(middle - 1) + at(middle)) / 2;
-  return { median, min: at(0), max: at(sorted.length - 1) };
 }
 
 function describeMachine(bytes: number): string {
@@ -261,21 +242,21 @@ const HEADING = [
   "size".padStart(6),
 ].join(" ");
 
-function tableRow({ name, qemuImg, bdrv, wallRatio, cpuRatio, ...result }: JobResult): string {
+function tableRow({ name, other, bdrv, wallRatio, cpuRatio, ...result }: JobResult): string {
   const { targetBytes, alternative, yardstickSeconds } = result;
   const both = (figure: keyof Usage, show: (value: number) => string) =>
-    `${show(medianOf(qemuImg, figure))} / ${show(medianOf(bdrv, figure))}`;
+    `${show(medianOf(other, figure))} / ${show(medianOf(bdrv, figure))}`;
   const seconds = (value: number) => value.toFixed(3);
   const mebibytes = (value: number) => (value / 2 ** 20).toFixed(0);
   return [
     name.padEnd(14),
-    seconds(medianOf(qemuImg, "wallSeconds")).padStart(10),
+    seconds(medianOf(other, "wallSeconds")).padStart(10),
     seconds(medianOf(bdrv, "wallSeconds")).padStart(9),
     `${wallRatio.median.toFixed(2)} (${wallRatio.min.toFixed(2)}-${wallRatio.max.toFixed(2)})`.padStart(19),
     both("cpuSeconds", seconds).padStart(17),
     cpuRatio.median.toFixed(2).padStart(7),
     both("peakRssBytes", mebibytes).padStart(11),
-    (targetBytes ? (targetBytes.bdrv / targetBytes.qemuImg).toFixed(2) : "").padStart(6),
+    (targetBytes ? (targetBytes.bdrv / targetBytes.other).toFixed(2) : "").padStart(6),
     ...(alternative.length > 0 ? [` qemu-img ${alternative.join(" ")}`] : []),
     ...(yardstickSeconds === undefined ? [] : [` cp ${seconds(yardstickSeconds)}`]),
   ].join(" ");
