@@ -61,9 +61,10 @@ export const loneKinds: {
 } = {
   truncate: {
     percent: 3,
-    isFor: ({ resize }) => resize,
+    isFor: ({ resize }) => Boolean(resize),
     make(dice, profile, outlook) {
-      const bytes = makeSize(dice, profile, outlook.size);
+      const wanted = makeSize(dice, profile, outlook.size);
+      const bytes = profile.resize === "grow" ? Math.max(wanted, outlook.size) : wanted;
       if (!profile.v2 || outlook.snapshots.size === 0) outlook.size = bytes;
       return { kind: "truncate", bytes };
     },

@@ -42,7 +42,8 @@ export interface OpsProfile {
   readonly compressed: boolean;
   /** So many clusters are written compressed at once; default 4. */
   readonly compressedClusters?: number;
-  readonly resize: boolean;
+  /** "grow": the format can't be cut down. */
+  readonly resize: boolean | "grow";
   /** Internal snapshots; "overflow": refcounts are so narrow that one may be refused. */
   readonly snapshots?: boolean | "overflow";
   /** Dirty bitmaps that are stored. */

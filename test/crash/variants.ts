@@ -168,7 +168,7 @@ export const VARIANTS: readonly Variant[] = [
   },
   {
     name: "qed",
-    layers: [plain("qed", 4 * KiB, "cluster_size=4k", { resize: true })],
+    layers: [plain("qed", 4 * KiB, "cluster_size=4k", { resize: "grow" })],
     needsRepair: (file) => ((file[16] ?? 0) & 2) !== 0,
     qemuChecks: false,
   },

@@ -10,7 +10,7 @@ describe("an image whose requests fail", () => {
   for (const variant of VARIANTS)
     it(`goes on, or is closed: ${variant.name}`, async () => {
       try {
-        await nodeFaults(variant, SEED, { steps: 16, faults: 4 });
+        await nodeFaults(variant, SEED, { steps: 16, faults: 5 });
       } catch (error) {
         throw new Error(`seed ${SEED}: ${(error as Error).message}`, { cause: error });
       }

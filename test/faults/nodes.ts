@@ -18,13 +18,14 @@ import { type Random, random } from "../support/random.ts";
 
 /** What goes wrong, from which request on. */
 interface Fault {
-  readonly kind: "once" | "torn" | "burst" | "vanish" | "blkdebug";
+  readonly kind: (typeof KINDS)[number];
   readonly errno: Errno;
   readonly at: number;
   /** For blkdebug, which throws on what drivers tell of their work. */
   readonly rules?: readonly NestedOptions[];
 }
 
+const KINDS = ["once", "torn", "blkdebug", "burst", "vanish"] as const;
 const ERRORS: readonly Errno[] = ["EIO", "ENOSPC", "EAGAIN", "EDQUOT", "ENOMEM"];
 
 /** Requests that fail in a row. */
@@ -68,7 +69,7 @@ export async function nodeFaults(variant: Variant, seed: number, settings: Fault
     const dice = random(seed);
     for (let count = 0; count < settings.faults; count++) {
       const fault: Fault = {
-        kind: dice.pick(["once", "torn", "burst", "vanish", "blkdebug"] as const),
+        kind: KINDS[count % KINDS.length] ?? "once",
         errno: dice.pick(ERRORS),
         at: dice.between(1, requests),
         rules: makeRules(dice),
