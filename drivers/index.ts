@@ -68,6 +68,11 @@ const entries = {
     probeEnd: endsAsDmg,
     load: async () => (await import("./dmg/index.ts")).dmg,
   },
+  vvfat: {
+    kind: "protocol",
+    prefix: "fat",
+    load: async () => (await import("./vvfat/index.ts")).vvfat,
+  },
   vdi: {
     kind: "format",
     probe: bySignature({ offset: 64, text: "\x7f\x10\xda\xbe" }),

@@ -130,7 +130,12 @@ function buildDmg(chunks: readonly Chunk[], place: "plist" | "fork"): Buffer {
   });
   const mish = Buffer.concat([
     Buffer.from("mish"),
-    ...[u32(1), u64(0), u64(sector), u64(0), Buffer.alloc(168), u32(rows.length)],
+    u32(1),
+    u64(0),
+    u64(sector),
+    u64(0),
+    Buffer.alloc(168),
+    u32(rows.length),
     ...rows.flat(),
   ]);
   const note = Buffer.from("no table");
