@@ -143,22 +143,27 @@ describe("the command as a process", () => {
     assert.equal(await ended, "SIGINT");
   });
 
-  it("sizes the thread pool before its first use", () => {
-    const script = `process.argv[1] = "bdrv"; const { readdirSync } = require("node:fs");
-      require(${JSON.stringify(path.join(bundle, "bdrv.cjs"))});
-      require("node:crypto").pbkdf2("a", "b", 1, 16, "sha1", () => {});
-      const tasks = readdirSync("/proc/self/task").length; process.exit = () => {};
-      process.exitCode = 0; require("node:fs").writeSync(1, String(tasks));`;
-    const { stdout } = spawnSync(process.execPath, ["-e", script], { encoding: "utf8" });
-    const { stdout: bare } = spawnSync(
-      process.execPath,
-      [
-        "-e",
-        'require("node:fs").writeSync(1, String(require("node:fs").readdirSync("/proc/self/task").length))',
-      ],
-      { encoding: "utf8" },
+  it("sizes the thread pool for the command, before its first use", () => {
+    const hook = path.join(directory, "hook.cjs");
+    // The pool's threads are made at its first use, which this is for a command that had none.
+    fs.writeFileSync(
+      hook,
+      `const fs = require("node:fs"); const tasks = () => fs.readdirSync("/proc/self/task").length;
+       const before = tasks();
+       process.on("exit", () => {
+         require("node:crypto").pbkdf2("a", "b", 1, 16, "sha1", () => {});
+         fs.writeSync(2, String(tasks() - before));
+       });`,
     );
-    assert.equal(Number(stdout) - Number(bare), 16);
+    const threads = (...args: string[]) => {
+      const { UV_THREADPOOL_SIZE: _, ...env } = process.env;
+      const command = ["-r", hook, path.join(bundle, "bdrv.cjs"), ...args];
+      return Number(spawnSync(process.execPath, command, { cwd: directory, encoding: "utf8", env }).stderr);
+    };
+    const cores = Math.max(os.availableParallelism(), 2);
+    assert.equal(threads("bench", "-f", "raw", "-c", "1", "a.raw"), 16);
+    assert.equal(threads("convert", "-c", "-O", "qcow2", "a.raw", "threads.qcow2"), cores);
+    assert.equal(threads("info", "a.raw"), 4);
   });
 });
 
