@@ -25,6 +25,7 @@ export async function inspect(
   const top = variant.layers.length - 1;
   const image = await openRepaired(variant, top);
   const content = await readAll(image);
+  const needsRepair = await isDirty(variant, image);
   try {
     checkContent(content, outlook);
     await checkSnapshots(variant, image, outlook);
@@ -33,7 +34,7 @@ export async function inspect(
     await image.close();
   }
   const harmless = outlook.open.some(({ op }) => SHARING.has(op.kind)) ? LOOSE_FLAG : undefined;
-  if (directory !== undefined) askQemu(variant, disk, harmless, directory);
+  if (directory !== undefined) askQemu(variant, disk, harmless, needsRepair, directory);
   for (const index of variant.layers.keys()) await checkLayer(variant, index, harmless);
   if (harmless || dice.chance(0.2)) await goOn(variant, content, harmless, dice);
   assert.equal(disk.openNodes, 0, "nodes that are still open");
@@ -195,10 +196,18 @@ function expectSame(found: Uint8Array, wanted: Uint8Array | undefined, after: st
   assert.equal(wrong, -1, `byte ${wrong} is another one after ${after}`);
 }
 
-function askQemu(variant: Variant, disk: Disk, harmless: RegExp | undefined, directory: string): void {
+function askQemu(
+  variant: Variant,
+  disk: Disk,
+  harmless: RegExp | undefined,
+  needsRepair: boolean,
+  directory: string,
+): void {
   const { format } = variant.layers[0] as (typeof variant.layers)[number];
   const filename = path.join(directory, "cut");
   fs.writeFileSync(filename, disk.files.get(layerName(0)) ?? new Uint8Array());
+  // What was not closed is repaired first.
+  if (needsRepair) run("qemu-img", ["check", "-q", "-r", "all", "-f", format, filename]);
   const { stdout, stderr } = run("qemu-img", ["check", "-f", format, "--output=json", filename]);
   const result = JSON.parse(stdout || "{}") as { corruptions?: number; "check-errors"?: number };
   const borne = countHarmless(variant, stderr.split("\n"), harmless);
