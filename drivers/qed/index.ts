@@ -3,7 +3,14 @@
 import type { BlockStatus } from "../../src/block/block-status.ts";
 import type { BlockChild } from "../../src/block/child.ts";
 import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
-import type { FormatDriver, NodeOps, ReopenAction } from "../../src/block/driver.ts";
+import {
+  type FormatDriver,
+  type NodeOps,
+  type Prealloc,
+  type ReopenAction,
+  Req,
+  type ReqFlags,
+} from "../../src/block/driver.ts";
 import { BlockError, toBlockError } from "../../src/block/errors.ts";
 import type { OpeningNode } from "../../src/block/open.ts";
 import { alignDown, SECTOR_SIZE } from "../../src/block/units.ts";
@@ -53,14 +60,14 @@ function nodeOps(state: QedState): NodeOps {
     pwriteZeroes: async (co, offset, bytes) => pwriteZeroes(co, state, offset, bytes),
     blockStatus: (co, _wantZero, offset, bytes) => blockStatus(co, state, offset, bytes),
     flushToOs: (co) => writeTables(co, state),
-    truncate: (co, bytes, _exact, prealloc) => truncate(co, state, bytes, prealloc),
+    truncate: (co, bytes, _exact, prealloc, flags) => truncate(co, state, bytes, prealloc, flags),
     limits: () => ({ pwriteZeroesAlignment: clusterSize }),
     hasZeroInit: () => true,
     // Like qemu-img it does not tell of a check that is needed.
     getInfo: async () => ({ clusterSize, placesTablesByWrite: true }),
     check: (co, { fixErrors, fixLeaks }) => check(co, state, fixErrors || fixLeaks),
     changeBackingFile: (co, name, format) => state.lock.run(() => changeBackingFile(co, state, name, format)),
-    reopen: (co, { readOnly }) => reopen(co, state, readOnly),
+    reopen: (co) => reopen(co, state),
     async close(co) {
       if (!node.readOnly) await graphRdlock(co, (reader) => markClosed(reader, state));
     },
@@ -172,9 +179,12 @@ async function truncate(
   co: Coroutine<"read">,
   state: QedState,
   bytes: number,
-  prealloc: string,
+  prealloc: Prealloc,
+  flags: ReqFlags,
 ): Promise<void> {
   const { header } = state;
+  // What is behind the old end of a backing file would show.
+  if (flags & Req.ZeroWrite) throw new BlockError("ENOTSUP", "Block driver does not support requested flags");
   if (prealloc !== "off") throw new BlockError("ENOTSUP", `Unsupported preallocation mode '${prealloc}'`);
   if (!isImageSize(bytes, header.clusterSize, header.tableSize))
     throw invalid("Invalid image size specified");
@@ -226,8 +236,9 @@ async function markClosed(co: Coroutine<"read">, state: QedState): Promise<void>
   await writeHeader(co, state);
 }
 
-async function reopen(co: Coroutine<"none">, state: QedState, readOnly: boolean): Promise<ReopenAction> {
-  if (readOnly && !state.node.readOnly) await graphRdlock(co, (reader) => markClosed(reader, state));
+/** Nothing is under way: the tables are in step, as for QEMU whenever an image is drained. */
+async function reopen(co: Coroutine<"none">, state: QedState): Promise<ReopenAction> {
+  if (!state.node.readOnly) await graphRdlock(co, (reader) => markClosed(reader, state));
   return { commit: () => {}, abort: () => {} };
 }
 

@@ -73,6 +73,10 @@ resize --preallocation=full a.qed 5M
 resize --preallocation=metadata a.qed 5M
 resize a.qed 100T
 resize a.qed +1k
+create -q -f qed -b base.raw -F raw short.qed 1M
+resize short.qed 3M
+resize --preallocation=full short.qed 3M
+resize --shrink short.qed 512k
 map --output=json a.qed
 `;
 
@@ -127,7 +131,7 @@ convert -O raw a.qed r2
 convert -n -O qed r b.qed
 convert -O qcow2 c.qed c.qcow2
 convert -O qed -B c.qcow2 -F qcow2 c.qed d.qed
-dd -O qed if=r of=e.qed bs=1M count=2
+dd -O qed if=r of=e.qed bs=2M count=1
 
 # an image that was not closed
 create -q -f qed a.qed 4M
