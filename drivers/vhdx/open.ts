@@ -58,6 +58,8 @@ async function readState(co: Coroutine<"read">, opening: OpeningNode, file: Bloc
   });
   if (scan.bad > 0) throw openFailed(file, "EINVAL");
   state.hasBlocks = scan.hasBlocks;
+  // A small table is in memory from here on, as all tables are with QEMU.
+  if (geometry.entries > 0) await state.bat.get(co, 0);
   return state;
 }
 

@@ -170,16 +170,19 @@ async function makeBlocks(
   const batmap = await readBatmap(co, file, alignUp(tableEnd, SECTOR_SIZE), maxTableEntries);
   // What else the image has must not be written over by its first block.
   freeOffset = alignUp(Math.max(freeOffset, batmap?.end ?? 0, locatorsEnd(header)), SECTOR_SIZE);
+  const table = new PagedTable({
+    file,
+    offset: tableOffset,
+    entries: maxTableEntries,
+    entryBytes: 4,
+    littleEndian: false,
+  });
+  // A small table is in memory from here on, as all tables are with QEMU.
+  if (maxTableEntries > 0) await table.get(co, 0);
   return {
     blockSize,
     bitmapBytes,
-    table: new PagedTable({
-      file,
-      offset: tableOffset,
-      entries: maxTableEntries,
-      entryBytes: 4,
-      littleEndian: false,
-    }),
+    table,
     footerBytes,
     lock: new Mutex(),
     freeOffset,
