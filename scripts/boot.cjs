@@ -14,7 +14,7 @@ const MAIN = "@main";
 
 const chunks = `${__dirname}/chunks`;
 /** As in bundle.mjs. The program's size tells builds of one version apart, of which V8 itself knows nothing. */
-const code = `${chunks}/${process.version}-${process.arch}-${fs.statSync(process.execPath).size}`;
+const code = `${chunks}/${process.version}-${process.arch}-${fs.statSync(process.execPath, { throwIfNoEntry: false })?.size}`;
 
 const loaded = new Map();
 
