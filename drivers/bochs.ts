@@ -1,12 +1,13 @@
 /** Bochs's growing disks, read-only. Source: bochs's hdimage.h, "redolog".  @qemu block/bochs.c */
 
 import type { BlockChild } from "../src/block/child.ts";
-import { type Coroutine, graphRdlock } from "../src/block/coroutine.ts";
+import type { Coroutine } from "../src/block/coroutine.ts";
 import type { FormatDriver } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
 import { type IoVector, iovFill, iovLength, iovSlice } from "../src/block/iov.ts";
 import { bytes, type Infer, layout, u32, u64 } from "../src/block/layout.ts";
 import { divideRoundUp, isPowerOfTwo, MAX_LENGTH, MiB, SECTOR_SIZE } from "../src/block/units.ts";
+import { readAtOpen } from "./opening.ts";
 import { isBochs } from "./signatures.ts";
 
 /** Little-endian, at the start of the file; all that follows it is zero up to 512 bytes. */
@@ -46,7 +47,7 @@ export const bochs: FormatDriver = {
   async open(co, { openFileChild, requireReadOnly, node }) {
     requireReadOnly();
     const file = await openFileChild(co);
-    const state = await graphRdlock(co, (reader) => readTables(reader, file));
+    const state = await readAtOpen(co, file, (reader) => readTables(reader, file));
     node.totalSectors = state.totalSectors;
     return {
       pread: (co, offset, iov) => pread(co, state, offset, iov),

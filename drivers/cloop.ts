@@ -1,7 +1,7 @@
 /** Compressed loop images, version 2, read-only. Source: the cloop kernel module's compressed_loop.h.  @qemu block/cloop.c */
 
 import type { BlockChild } from "../src/block/child.ts";
-import { type Coroutine, graphRdlock } from "../src/block/coroutine.ts";
+import type { Coroutine } from "../src/block/coroutine.ts";
 import type { FormatDriver } from "../src/block/driver.ts";
 import { BlockError } from "../src/block/errors.ts";
 import { type IoVector, iovLength, iovParts, iovSlice, iovWrite } from "../src/block/iov.ts";
@@ -9,6 +9,7 @@ import { layout, u32, u64 } from "../src/block/layout.ts";
 import type { OpenEnvironment } from "../src/block/open.ts";
 import { MAX_LENGTH, MiB, SECTOR_SIZE } from "../src/block/units.ts";
 import { inflateZlib } from "./inflate.ts";
+import { readAtOpen } from "./opening.ts";
 import { Mutex } from "./qcow2/mutex.ts";
 import { isCloop } from "./signatures.ts";
 
@@ -51,7 +52,7 @@ export const cloop: FormatDriver = {
   async open(co, { openFileChild, requireReadOnly, node, environment }) {
     requireReadOnly();
     const file = await openFileChild(co);
-    const state = await graphRdlock(co, (reader) => readHeader(reader, file, environment));
+    const state = await readAtOpen(co, file, (reader) => readHeader(reader, file, environment));
     node.totalSectors = (state.blocks * state.blockSize) / SECTOR_SIZE;
     return {
       pread: (co, offset, iov) => state.lock.run(() => pread(co, state, offset, iov)),

@@ -1,6 +1,7 @@
 /** What drivers say when they can't open an image. */
 
 import type { BlockChild } from "../src/block/child.ts";
+import { type Coroutine, graphRdlock } from "../src/block/coroutine.ts";
 import { BlockError, type Errno, strerror } from "../src/block/errors.ts";
 import type { OpeningNode } from "../src/block/open.ts";
 
@@ -13,6 +14,19 @@ export function openFailed(file: BlockChild, errno: Errno): BlockError {
 export function toOpenFailed(file: BlockChild, error: unknown): unknown {
   const isPlain = error instanceof BlockError && error.message === strerror(error.errno);
   return isPlain ? openFailed(file, error.errno) : error;
+}
+
+/** Reads what an image is made of, for a driver whose reads QEMU has no words for. */
+export async function readAtOpen<T>(
+  co: Coroutine<"none">,
+  file: BlockChild,
+  read: (co: Coroutine<"read">) => Promise<T>,
+): Promise<T> {
+  try {
+    return await graphRdlock(co, read);
+  } catch (error) {
+    throw toOpenFailed(file, error);
+  }
 }
 
 /** For an image that has no backing file, of a format that can have one. */

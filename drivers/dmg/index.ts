@@ -1,12 +1,13 @@
 /** Disk images of macOS (UDIF), read-only: chunks, each zero, plain or compressed.  @qemu block/dmg.c */
 
 import type { BlockChild } from "../../src/block/child.ts";
-import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
+import type { Coroutine } from "../../src/block/coroutine.ts";
 import type { FormatDriver } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { type IoVector, iovFill, iovLength, iovParts, iovSlice, iovWrite } from "../../src/block/iov.ts";
 import type { OpenEnvironment } from "../../src/block/open.ts";
 import { MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
+import { readAtOpen } from "../opening.ts";
 import { Mutex } from "../qcow2/mutex.ts";
 import { probeDmg } from "../signatures.ts";
 import type { ChunkRecord, ChunkTable } from "./chunks.ts";
@@ -33,7 +34,7 @@ export const dmg: FormatDriver = {
   async open(co, { openFileChild, requireReadOnly, node, environment }) {
     requireReadOnly();
     const file = await openFileChild(co);
-    const { chunks, sectors } = await graphRdlock(co, (reader) => readTables(reader, file, environment));
+    const { chunks, sectors } = await readAtOpen(co, file, (reader) => readTables(reader, file, environment));
     if (chunks.unknownTypes.has(ChunkType.Lzfse))
       throw new BlockError("ENOTSUP", "LZFSE compressed dmg images are not supported");
     const [type] = chunks.unknownTypes;

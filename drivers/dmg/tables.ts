@@ -67,7 +67,12 @@ async function findKoly(co: Coroutine<"read">, file: BlockChild): Promise<number
   const length = await file.getLength(co);
   if (length < SECTOR_SIZE) throw new BlockError("EINVAL", "dmg file must be at least 512 bytes long");
   const start = Math.max(0, length - (2 * SECTOR_SIZE - 1));
-  const tail = await file.preadBytes(co, start, Math.min(length, SECTOR_SIZE + 3));
+  let tail: Uint8Array;
+  try {
+    tail = await file.preadBytes(co, start, Math.min(length, SECTOR_SIZE + 3));
+  } catch (error) {
+    throw BlockError.wrap("Failed while reading UDIF trailer", error);
+  }
   const view = new DataView(tail.buffer, tail.byteOffset, tail.length);
   for (let at = 0; at + 4 <= tail.length; at++) if (view.getUint32(at) === KOLY_MAGIC) return start + at;
   throw new BlockError("EINVAL", "Could not locate UDIF trailer in dmg file");

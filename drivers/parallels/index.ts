@@ -13,6 +13,7 @@ import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
 import type { FormatDriver, NodeOps, ReopenAction, ReopenRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { SECTOR_SIZE } from "../../src/block/units.ts";
+import { readAtOpen } from "../opening.ts";
 import { isBundle, probeParallels } from "../signatures.ts";
 import { openBundle } from "./bundle.ts";
 import { check } from "./check.ts";
@@ -32,7 +33,7 @@ export const parallels: FormatDriver<typeof options, typeof createOptions> = {
   async open(co, opening) {
     const { node, openFileChild, flags, environment } = opening;
     const file = await openFileChild(co);
-    const head = await graphRdlock(co, (reader) => file.preadBytes(reader, 0, SECTOR_SIZE));
+    const head = await readAtOpen(co, file, (reader) => file.preadBytes(reader, 0, SECTOR_SIZE));
     if (isBundle(head)) return openBundle(co, opening, file);
     const below: State["below"] = () => {
       const { backing } = node;
@@ -48,7 +49,7 @@ export const parallels: FormatDriver<typeof options, typeof createOptions> = {
       isWritable: !node.readOnly,
       below,
     };
-    const state = await graphRdlock(co, (reader) => openImage(reader, settings));
+    const state = await readAtOpen(co, file, (reader) => openImage(reader, settings));
     return nodeOps(state);
   },
 };

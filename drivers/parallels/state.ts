@@ -40,7 +40,7 @@ export function batEnd({ bat }: State): number {
 }
 
 /** Host offset of a cluster; undefined: it is not allocated. */
-export async function clusterOffset(
+async function clusterOffset(
   co: Coroutine<"read">,
   { bat, entryUnit }: State,
   cluster: number,
@@ -125,7 +125,7 @@ export async function findDataEnd(co: Coroutine<"read">, state: State): Promise<
 }
 
 /** Writes the header, so that it is on the disk when this ends. */
-export async function writeHeader(co: Coroutine<"read">, { file, header }: State): Promise<void> {
+async function writeHeader(co: Coroutine<"read">, { file, header }: State): Promise<void> {
   await file.pwrite(co, 0, Header.write(header));
   await file.flush(co);
 }
