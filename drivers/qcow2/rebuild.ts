@@ -16,6 +16,9 @@ import { setEntry } from "./entries.ts";
 import { HeaderV2, MAX_REFCOUNT_TABLE_BYTES } from "./layout.ts";
 import { refblockEntries, refcountsOf } from "./refcount.ts";
 
+/** Entries of the longest table. */
+const MAX_BLOCKS = MAX_REFCOUNT_TABLE_BYTES / 8;
+
 /** The new table while it is made. */
 interface NewTable {
   /** Offset of each block by its index. */
@@ -73,6 +76,8 @@ async function writeBlocks(
   let firstFree = 0;
   let stop = end;
   for (let index = Math.floor(start / entries); index * entries < stop; index++) {
+    // A file may be a hole of any length, and no table counts that far.
+    if (index >= MAX_BLOCKS) return refuseInUse(run, index);
     if (!isInUse(run, index)) continue;
     co.checkAborted();
     let offset = made.blocks.get(index);
@@ -109,6 +114,13 @@ async function writeFree(
 function pagesOf({ state, counts }: Check, blockIndex: number) {
   const perBlock = refblockEntries(state) / counts.pageClusters;
   return Array.from({ length: perBlock }, (_, page) => counts.page(blockIndex * perBlock + page));
+}
+
+/** No block from `first` on may have references to count. */
+function refuseInUse(run: Check, first: number): void {
+  const perBlock = refblockEntries(run.state) / run.counts.pageClusters;
+  const blocks = run.counts.pageIndices().map((page) => Math.floor(page / perBlock));
+  if (blocks.some((index) => index >= first && isInUse(run, index))) throw new BlockError("EFBIG");
 }
 
 function isInUse(run: Check, blockIndex: number): boolean {

@@ -281,7 +281,7 @@ function judgeCheck(
 
 function judgeReference({ kind, filename, format }: NamedReference, finds: Finds): void {
   const as = format === undefined ? "" : ` (${format})`;
-  finds.unsafe("external-reference", `The image names a ${kind}: '${filename}'${as}`);
+  finds.unsafe("external-reference", `The image names the ${kind} '${filename}'${as}`);
   if (isJsonFilename(filename))
     finds.unsafe("odd-name", `The ${kind} is a list of options, which may name anything`);
   else if (protocolPrefix(filename) !== undefined)

@@ -41,7 +41,7 @@ function regionsOr(regions: readonly Region[]): readonly Region[] {
 
 function mutateOnce(image: Buffer, all: readonly Region[], dice: Random, names: readonly string[]): string {
   if (all.length === 0 || dice.chance(0.08)) return scribble(image, dice);
-  const region = dice.pick(all);
+  const region = pickRegion(all, dice);
   if (region.width === "text") return changeText(image, region, dice, names);
   if (region.width === "bytes") {
     const at = region.offset + dice.below(region.count);
@@ -53,6 +53,13 @@ function mutateOnce(image: Buffer, all: readonly Region[], dice: Random, names: 
   const value = newValue(image, region, index, all, dice);
   put(image, region, index, value);
   return `${region.name}[${index}] = 0x${value.toString(16)}`;
+}
+
+/** Each record as likely as each table: a header has many fields, and most images with a wrong one are refused at once. */
+function pickRegion(all: readonly Region[], dice: Random): Region {
+  const groupOf = ({ name }: Region) => name.split(".")[0];
+  const group = dice.pick([...new Set(all.map(groupOf))]);
+  return dice.pick(all.filter((region) => groupOf(region) === group));
 }
 
 /** What is at the start, and what is set already, is of most interest. */
