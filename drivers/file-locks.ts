@@ -68,6 +68,12 @@ export function lockForCreate(fd: number, filename: string, sharesWrites: boolea
   return posix().ofdTest(fd, "write", USED_BASE, UNSHARED_BASE + PERMISSIONS.length - USED_BASE) === false;
 }
 
+/** The same for a device, which is opened as any image is.  @qemu bdrv_co_create_opts_simple */
+export function lockDevice(fd: number, filename: string, sharesWrites: boolean): void {
+  const used = Perm.ConsistentRead | Perm.Write | Perm.Resize;
+  new FileLocks(fd, filename).prepare({ used, shared: Perm.All & ~(sharesWrites ? 0 : Perm.Write) });
+}
+
 /** The locks of one open file, as masks. */
 export class FileLocks {
   #fd: number;

@@ -23,7 +23,7 @@ import {
   syncData,
   zeroRange,
 } from "./file-io.ts";
-import { canLock, FileLocks, lockForCreate } from "./file-locks.ts";
+import { canLock, FileLocks, lockDevice, lockForCreate } from "./file-locks.ts";
 
 const options = {
   filename: { type: "string", strong: true },
@@ -124,17 +124,22 @@ export const hostDevice: ProtocolDriver<typeof options, typeof deviceCreateOptio
   createOptions: deviceCreateOptions,
 
   // A device is there already: it must be large enough, and what it held must not be probed.
-  async create(_co, { filename: given, options: { size = 0 } }) {
-    let fd: number;
+  async create(_co, { filename: given, options: { size = 0 }, sharesWrites = false }) {
+    const filename = stripDevicePrefix(given);
+    let fd: number | undefined;
     try {
-      fd = openDescriptor(stripDevicePrefix(given), false, false);
+      fd = openDescriptor(filename, false, false);
+      lockDevice(fd, filename, true);
     } catch (error) {
+      if (fd !== undefined) fs.closeSync(fd);
       throw BlockError.wrap(
         "Protocol driver 'host_device' does not support image creation, and opening the image failed",
         error,
       );
     }
     try {
+      // Before anything is lost: qemu-img finds out after.
+      lockDevice(fd, filename, sharesWrites);
       if (size > (posix().blockDeviceSize(fd) ?? 0))
         throw new BlockError("EINVAL", "Cannot grow device files");
       const bytes = Math.min(size, SECTOR_SIZE);
