@@ -17,6 +17,7 @@ import { preallocate } from "./preallocate.ts";
 import { pread } from "./read.ts";
 import { freeClusters, lastUsed, settleFreed } from "./refcount.ts";
 import { dropUnusedRefblocks } from "./refcount-area.ts";
+import { flushTables } from "./snapshot-table.ts";
 import { l2Coverage, type Qcow2State } from "./state.ts";
 import { pwrite } from "./write.ts";
 import { discardRange, zeroize } from "./zero.ts";
@@ -205,13 +206,21 @@ async function hideOldTail(
 ): Promise<void> {
   const { clusterSize } = state;
   const end = Math.min(alignUp(oldBytes, clusterSize), bytes);
+  let hides = false;
   for (let at = oldBytes; at < end; ) {
     const { kind, bytes: run } = await state.lock.run(() => lookUp(co, state, at, end - at));
     if (kind === Kind.Normal || kind === Kind.Compressed) {
       const tail = new Uint8Array(run);
       await pread(co, state, at, tail);
-      if (!isZero(tail)) await pwrite(co, state, at, tail.fill(0));
+      if (!isZero(tail)) {
+        await pwrite(co, state, at, tail.fill(0));
+        hides = true;
+      }
     }
     at += run;
   }
+  if (!hides) return;
+  // Before the new length: a power cut must not bring it back either.
+  if (state.hasDataFile) await state.dataFile.flush(co);
+  await state.lock.run(() => flushTables(co, state));
 }

@@ -18,17 +18,21 @@ interface Settings {
   readonly format: string;
 }
 
-/** Runs one seed after the other on all variants until the time is over, at least one; the exit code says whether one failed. */
+/** Runs one seed after the other on all variants until the time is over, or one seed; the exit code says whether one failed. */
 export async function runSeeds<V extends { readonly name: string }>(what: SeedRun<V>): Promise<void> {
   const { seed: first, seconds, format } = readSettings(what);
   const variants = what.variants.filter(({ name }) => name.includes(format));
   if (variants.length === 0) return usage(what, `No variant has '${format}' in its name`);
   const start = performance.now();
-  const isOver = () => performance.now() - start >= seconds * 1000;
+  const isOver = () => seconds > 0 && performance.now() - start >= seconds * 1000;
   const counts = new Map<string, { runs: number; cases: number; failures: number }>();
-  for (let seed = first; seed === first || !isOver(); seed++)
-    for (const variant of variants) {
-      if (seed > first && isOver()) break;
+  for (let seed = first; seed === first || (seconds > 0 && !isOver()); seed++)
+    // Each seed begins with another one, so that all have their turn in a short time too.
+    for (const variant of [
+      ...variants.slice(seed % variants.length),
+      ...variants.slice(0, seed % variants.length),
+    ]) {
+      if (isOver()) break;
       const count = counts.get(variant.name) ?? { runs: 0, cases: 0, failures: 0 };
       counts.set(variant.name, count);
       count.runs++;
@@ -78,6 +82,6 @@ usage: npm run ${command} -- [--seed 1] [--seconds 0] [--format PART]
   --seed N      where to begin; each seed makes the same cases again
   --seconds S   goes on with the next seed until so much time has passed; by default one seed is all
   --format PART only those with this in their names:
-${variants.map(({ name }) => `                ${name}`).join("\\n")}`);
+${variants.map(({ name }) => `                ${name}`).join("\n")}`);
   process.exitCode = 2;
 }
