@@ -167,7 +167,7 @@ check --output=json a.vdi
 check -r all a.vdi
 = qemu-io -f raw -c "write -P 0x7f 520 1" a.vdi
 check a.vdi
-= qemu-io -f raw -c "write -P 6 388 1" a.vdi
+= qemu-io -f raw -c "write -P 5 388 1" a.vdi
 check a.vdi
 check -q a.vdi
 map --output=json a.vdi
