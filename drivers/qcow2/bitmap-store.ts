@@ -241,11 +241,16 @@ async function replaceDirectory(
     if (record) await freeClusters(co, state, record.directoryOffset, record.directorySize, "other");
     throw failed(error);
   }
-  state.bitmaps = record;
-  if (record) state.autoclearFeatures |= Autoclear.Bitmaps;
-  else state.autoclearFeatures &= ~Autoclear.Bitmaps;
   try {
+    // The extension may lie across sectors, of which a power cut may leave one: it does not count until all is there.
+    state.autoclearFeatures &= ~Autoclear.Bitmaps;
+    if (old.bitmaps) await writeHeader(co, state);
+    state.bitmaps = record;
     await writeHeader(co, state);
+    if (record) {
+      state.autoclearFeatures |= Autoclear.Bitmaps;
+      await writeHeader(co, state);
+    }
   } catch (error) {
     Object.assign(state, old);
     await undoHeader(co, state, failed(error));
