@@ -3,7 +3,7 @@
 import type { BlockChild } from "../../src/block/child.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
-import type { IoVector } from "../../src/block/iov.ts";
+import { type IoVector, isZero } from "../../src/block/iov.ts";
 import type { BlockNode } from "../../src/block/node.ts";
 import { alignUp, divideRoundUp, KiB, SECTOR_SIZE } from "../../src/block/units.ts";
 import type { PagedTable } from "../paged-table.ts";
@@ -42,13 +42,16 @@ export function batEnd({ bat }: State): number {
 /** Host offset of a cluster; undefined: it is not allocated. */
 async function clusterOffset(
   co: Coroutine<"read">,
-  { bat, entryUnit }: State,
+  state: State,
   cluster: number,
 ): Promise<number | undefined> {
+  const { bat } = state;
   if (cluster >= bat.entries) return undefined;
   const entry = bat.peek(cluster) ?? (await bat.get(co, cluster));
-  return entry === 0 ? undefined : entry * entryUnit;
+  return placeOf(state, entry);
 }
+
+const placeOf = ({ entryUnit }: State, entry: number) => (entry === 0 ? undefined : entry * entryUnit);
 
 /** Bytes from a guest offset on that lie in one piece in the file, or that are not allocated. */
 export interface Run {
@@ -63,14 +66,16 @@ export async function findRun(
   guestOffset: number,
   bytes: number,
 ): Promise<Run> {
-  const { clusterSize } = state;
+  const { clusterSize, bat } = state;
   const inCluster = guestOffset % clusterSize;
   let cluster = Math.floor(guestOffset / clusterSize);
   const start = await clusterOffset(co, state, cluster);
   let found = clusterSize - inCluster;
   while (found < bytes) {
     cluster++;
-    const next = await clusterOffset(co, state, cluster);
+    // What is in memory needs no wait: there may be millions of clusters that are not allocated.
+    const entry = cluster < bat.entries ? bat.peek(cluster) : 0;
+    const next = entry === undefined ? await clusterOffset(co, state, cluster) : placeOf(state, entry);
     if (next !== (start === undefined ? undefined : start + inCluster + found)) break;
     found += clusterSize;
     if (cluster % CLUSTERS_PER_LOOK === 0) co.checkAborted();
@@ -99,6 +104,7 @@ export async function forEachCluster(
     const status = await file.blockStatus(co, true, at, Math.min(SCAN_BYTES, end - at));
     if (status.zero && status.bytes >= Math.min(SCAN_BYTES, end - at)) continue;
     const piece = await file.preadBytes(co, at, Math.min(SCAN_BYTES, batEnd(state) - at));
+    if (isZero(piece)) continue;
     const view = new DataView(piece.buffer, piece.byteOffset, piece.length);
     const first = (at - BAT_OFFSET) / BAT_ENTRY_BYTES;
     const count = Math.min(Math.floor(piece.length / BAT_ENTRY_BYTES), bat.entries - first);
