@@ -35,7 +35,7 @@ export async function openZstd(loadNative: (name: string) => unknown): Promise<Z
 }
 
 /** What the system's library can do beside this thread. */
-export function withThreads(codec: Zstd): Zstd {
+function withThreads(codec: Zstd): Zstd {
   const lib = process.env["BDRV_NO_NATIVE"] === "1" ? undefined : openLibZstd();
   if (!lib) return codec;
   const compressor = new SharedCompressor(codec, lib);
