@@ -10,6 +10,7 @@ import { VARIANTS } from "./variants.ts";
 
 const directory = fs.mkdtempSync(path.join(os.tmpdir(), "bdrv-crash-"));
 process.on("exit", () => fs.rmSync(directory, { recursive: true, force: true }));
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(1));
 
 await runSeeds({
   command: "crash",
