@@ -52,6 +52,11 @@ const entries = {
   },
   compress,
   "copy-on-read": { kind: "filter", load: async () => (await import("./copy-on-read.ts")).copyOnRead },
+  partition: {
+    kind: "filter",
+    prefix: "part",
+    load: async () => (await import("./partition.ts")).partition,
+  },
   preallocate: { kind: "filter", load: async () => (await import("./preallocate.ts")).preallocate },
   quorum: { kind: "filter", load: async () => (await import("./quorum.ts")).quorum },
   throttle: { kind: "filter", load: async () => (await import("./throttle.ts")).throttle },
