@@ -64,6 +64,7 @@ async function writeGroup(
     pass = resolve;
   });
   const stored: Promise<void>[] = [];
+  let refused: number | undefined;
   try {
     const clusters = await compressClusters(state, guestOffset, iov);
     await previous;
@@ -76,9 +77,11 @@ async function writeGroup(
       }
       const end = clusters.findIndex((cluster, index) => index > first && !cluster.output);
       const run = clusters.slice(first, end < 0 ? undefined : end);
-      stored.push(store(co, state, await reserve(co, state, run)));
+      const reserved = await reserve(co, state, run);
+      stored.push(store(co, state, reserved));
       // It is awaited below; until then its failure must not count as unhandled.
       stored.at(-1)?.catch(() => {});
+      refused ??= reserved.refused;
       first += run.length;
     }
   } catch (error) {
@@ -88,6 +91,7 @@ async function writeGroup(
     await Promise.allSettled(stored);
   }
   await Promise.all(stored);
+  if (refused !== undefined) throw new BlockError("EIO", undefined, { offset: refused });
 }
 
 /** One cluster of a write. */
@@ -134,6 +138,8 @@ interface Reserved {
   readonly allocation: Allocation;
   /** In guest order. */
   readonly places: readonly Place[];
+  /** Guest offset of the first cluster that has something already: the others are written, as by QEMU. */
+  readonly refused: number | undefined;
 }
 
 /** Host bytes for clusters, which must not have anything yet: compression can't overwrite. */
@@ -142,17 +148,21 @@ function reserve(co: Coroutine<"read">, state: Qcow2State, run: readonly Cluster
   const end = start + run.length * state.clusterSize;
   return exclusively(state, start, end, async () => {
     const places: Place[] = [];
+    let refused: number | undefined;
     try {
       for (const { offset: guestOffset, output } of run) {
         if (!output) continue;
         await ensureL2(co, state, guestOffset);
         const { slice, index } = await sliceFor(co, state, guestOffset);
-        if (hasHostData(state, readEntry(state, slice, index))) throw new BlockError("EIO");
+        if (hasHostData(state, readEntry(state, slice, index))) {
+          refused ??= guestOffset;
+          continue;
+        }
         places.push({ guestOffset, hostOffset: await allocateBytes(co, state, output.length), output });
         // QEMU sets the entry here, before there is any data.
         if (state.file.debug) await state.file.debug.event(co, "l2_update_compressed");
       }
-      return { allocation: state.allocations.begin(start, end), places };
+      return { allocation: state.allocations.begin(start, end), places, refused };
     } catch (error) {
       for (const { hostOffset, output } of places)
         await freeClusters(co, state, hostOffset, output.length, "other");

@@ -52,6 +52,11 @@ export const DIFFERENCES: readonly Difference[] = [
     applies: ([command], theirs) => command === "convert" && theirs.exitCode !== 0,
   },
   {
+    why: "Nor does a dd that failed.",
+    what: "files",
+    applies: ([command], theirs) => command === "dd" && theirs.exitCode !== 0,
+  },
+  {
     why: "An operation on snapshots that fails is undone; qemu-img leaves it half done.",
     what: "files",
     applies: ([command], theirs) => command === "snapshot" && theirs.exitCode !== 0,

@@ -11,6 +11,7 @@ import { Fixture, missingTool } from "./differential.ts";
 interface Entry {
   readonly name: string;
   readonly format: string;
+  readonly note?: string;
 }
 
 const images = fileURLToPath(new URL("../../images", import.meta.url));
@@ -23,6 +24,9 @@ function manifest(directory: string): Entry[] {
 
 const own = manifest(images);
 const others = manifest(corpus).filter(({ format }) => findDriver(format));
+
+/** Debian's package lacks modules for parts of dmg, and says so. */
+const normalise = (text: string) => text.replace(/^.*module.* (not found|is missing),.*\n/gm, "");
 
 const COMMANDS = ["info", "info --backing-chain", "map", "check"];
 
@@ -37,12 +41,14 @@ describe("every image", { skip: missingTool }, () => {
   });
   after(() => fixture.remove());
 
-  for (const { name, format } of [...own, ...others]) {
-    test(name, async () => {
+  for (const { name, format, note } of [...own, ...others]) {
+    // Tests of the driver hold what it reads as.
+    const skip = note?.includes("qemu-img 7.2 does not read it") ? note : false;
+    test(name, { skip }, async () => {
       for (const command of COMMANDS) {
         const words = [...command.split(" "), "-f", format];
-        await fixture.sameOutput([...words, name]);
-        await fixture.sameOutput([...words, "--output=json", name]);
+        await fixture.sameOutput([...words, name], { normalise });
+        await fixture.sameOutput([...words, "--output=json", name], { normalise });
       }
     });
   }
