@@ -59,6 +59,7 @@ const entries = {
   },
   preallocate: { kind: "filter", load: async () => (await import("./preallocate.ts")).preallocate },
   quorum: { kind: "filter", load: async () => (await import("./quorum.ts")).quorum },
+  split: { kind: "filter", prefix: "split", load: async () => (await import("./split.ts")).split },
   throttle: { kind: "filter", load: async () => (await import("./throttle.ts")).throttle },
   luks: {
     kind: "format",
@@ -141,6 +142,8 @@ export interface DriverChildren {
   readonly vmdk: { readonly file: true; readonly backing: false };
   readonly vhdx: { readonly file: true; readonly backing: false };
   readonly vpc: { readonly file: true; readonly backing: false };
+  /** Finds its parts by the first one's name. */
+  readonly split: Record<never, never>;
   readonly blkdebug: { readonly image: true };
   readonly blklogwrites: { readonly file: true; readonly log: true };
   readonly blkverify: { readonly raw: true; readonly test: true };
