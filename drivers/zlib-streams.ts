@@ -122,6 +122,22 @@ export async function inflateInto(input: Uint8Array, output: Uint8Array): Promis
   });
 }
 
+/** The same at once, on this thread. */
+export function inflateNow(input: Uint8Array, output: Uint8Array): boolean {
+  const stream = pools()?.now;
+  if (stream) return stream.runNow(input, output) === 0;
+  // In pieces, since `inflateRawSync` throws away what it has when there is more than it may give.
+  const chunkSize = Math.max(output.length, 64);
+  try {
+    const options = { finishFlush: Z_SYNC_FLUSH, chunkSize, maxOutputLength: 2 * output.length };
+    const content = zlib().inflateRawSync(input, options);
+    output.set(content.subarray(0, output.length));
+    return content.length >= output.length;
+  } catch {
+    return false;
+  }
+}
+
 /** `input` as one stream with a 12-bit window, or undefined if that is not smaller than `input` itself. */
 export async function deflate(input: Uint8Array): Promise<Uint8Array | undefined> {
   const pool = pools()?.deflate;
@@ -142,6 +158,8 @@ export async function deflate(input: Uint8Array): Promise<Uint8Array | undefined
 }
 
 interface Pools {
+  /** For this thread. */
+  readonly now: KeptStream;
   readonly inflate: KeptPool<KeptStream>;
   readonly deflate: KeptPool<KeptStream>;
 }
@@ -169,7 +187,7 @@ function makePools(): Pools | undefined {
       return undefined;
     if (inflater.runNow(new Uint8Array(64).fill(0xff), output) !== undefined) return undefined;
     const pool = (kind: Kind) => new KeptPool(MAX_STREAMS, () => new KeptStream(type, kind));
-    return { inflate: pool(INFLATE), deflate: pool(DEFLATE) };
+    return { now: inflater, inflate: pool(INFLATE), deflate: pool(DEFLATE) };
   } catch {
     return undefined;
   }

@@ -7,7 +7,7 @@
  * serves the first reads of a process, and node's handle goes on from there.
  */
 
-import { zlib } from "../zlib-streams.ts";
+import { inflateNow } from "../zlib-streams.ts";
 
 export interface Inflater {
   /** Which one the next cluster goes through. */
@@ -38,7 +38,6 @@ const MAX_ZLIB_SYNC_INPUT = 128 * 1024;
 
 export function openInflater(loadNative: (name: string) => unknown): Inflater {
   const native = loadNative("zlib-sync") as ZlibSync | undefined;
-  const node = nodeInflater();
   let streams = native ? 0 : MAX_ZLIB_SYNC_STREAMS;
   return {
     name: () => (streams < MAX_ZLIB_SYNC_STREAMS ? "zlib-sync" : "node"),
@@ -59,51 +58,7 @@ function cut(output: Uint8Array, outputBytes: number): Uint8Array | undefined {
   return output.length < outputBytes ? undefined : output.subarray(0, outputBytes);
 }
 
-/** What a stream of node:zlib is made of. No public function inflates synchronously without making a new one. */
-interface InflateInternals {
-  readonly _handle?: {
-    reset(): void;
-    writeSync(
-      flush: number,
-      input: Uint8Array,
-      inputOffset: number,
-      inputBytes: number,
-      output: Uint8Array,
-      outputOffset: number,
-      outputBytes: number,
-    ): void;
-    onerror: (message: string, errno: number, code: string) => void;
-  };
-  /** Bytes left of the output, and of the input. */
-  readonly _writeState?: Uint32Array;
-}
-
-/** Node's own stream, kept and reset; where a version of node has other internals, a new one each time. */
-function nodeInflater(): Inflater["inflate"] {
-  const { Z_SYNC_FLUSH } = zlib().constants;
-  const { _handle: handle, _writeState: state } = zlib().createInflateRaw() as unknown as InflateInternals;
-  if (typeof handle?.writeSync !== "function" || typeof handle.reset !== "function" || !state)
-    return inflateRawSync;
-  let failed = false;
-  handle.onerror = () => {
-    failed = true;
-  };
-  return (input, outputBytes) => {
-    const output = Buffer.allocUnsafeSlow(outputBytes);
-    failed = false;
-    handle.reset();
-    handle.writeSync(Z_SYNC_FLUSH, input, 0, input.length, output, 0, outputBytes);
-    // A full output is right even if the stream breaks off behind it.
-    return state[0] === 0 && !failed ? output : undefined;
-  };
-}
-
-/** In pieces, since `inflateRawSync` throws away what it has when there is more than it may give. */
-function inflateRawSync(input: Uint8Array, outputBytes: number): Uint8Array | undefined {
-  const options = { finishFlush: zlib().constants.Z_SYNC_FLUSH, chunkSize: Math.max(outputBytes, 64) };
-  try {
-    return cut(zlib().inflateRawSync(input, { ...options, maxOutputLength: 2 * outputBytes }), outputBytes);
-  } catch {
-    return undefined;
-  }
+function node(input: Uint8Array, outputBytes: number): Uint8Array | undefined {
+  const output = Buffer.allocUnsafeSlow(outputBytes);
+  return inflateNow(input, output) ? output : undefined;
 }
