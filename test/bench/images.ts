@@ -68,6 +68,8 @@ export function makeImages(directory: string, bytes: number, log: (line: string)
     qemuImg("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", file, "100G"),
   );
   make(images.small, (file) => qemuImg("create", "-q", "-f", "qcow2", file, "64M"));
+  // What is written to the disk meanwhile is not part of any job.
+  execFileSync("sync");
   return images;
 }
 

@@ -48,7 +48,7 @@ const bench = (format: "raw" | "qcow2", depth: number, ...options: string[]): st
   "-f",
   format,
   "-c",
-  "200000",
+  "100000",
   "-d",
   String(depth),
   "-s",
