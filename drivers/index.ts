@@ -57,6 +57,7 @@ const entries = {
     prefix: "part",
     load: async () => (await import("./partition.ts")).partition,
   },
+  gzip: { kind: "filter", prefix: "gzip", load: async () => (await import("./gzip/index.ts")).gzip },
   preallocate: { kind: "filter", load: async () => (await import("./preallocate.ts")).preallocate },
   quorum: { kind: "filter", load: async () => (await import("./quorum.ts")).quorum },
   split: { kind: "filter", prefix: "split", load: async () => (await import("./split.ts")).split },
