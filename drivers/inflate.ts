@@ -1,9 +1,7 @@
 /** One zlib stream (RFC 1950) of known length, for the read-only formats that are made of such. */
 
 import { BlockError } from "../src/block/errors.ts";
-
-/** Loaded when it is needed: that takes 2 ms. */
-const zlib = () => process.getBuiltinModule("node:zlib");
+import { zlib } from "./zlib-streams.ts";
 
 /** Exactly `bytes` bytes; what is broken, shorter or longer is EIO. */
 export function inflateZlib(input: Uint8Array, bytes: number): Uint8Array {

@@ -2,7 +2,7 @@
 
 import type { BlockChild } from "../src/block/child.ts";
 import { type Coroutine, graphRdlock } from "../src/block/coroutine.ts";
-import { createFile, emptyCreated, openCreated } from "../src/block/create.ts";
+import { createFilled } from "../src/block/create.ts";
 import {
   type CreateRequest,
   type FormatDriver,
@@ -141,20 +141,11 @@ async function create(
   const volume = await createLuksByOptions(given, environment);
   const bytes = volume.payloadOffset + (given.size ?? 0);
   if (bytes > MAX_LENGTH) throw new BlockError("EFBIG");
-  await createFile(co, filename, fileOptions, environment);
-  try {
-    const file = await openCreated(co, filename, environment);
-    try {
-      // The format has no metadata that grows with it.
-      await file.truncate(bytes, preallocation === "metadata" ? "off" : (preallocation as Prealloc));
-      await file.run((reader, root) => volume.write(reader, areaOf(root)));
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    await emptyCreated(co, filename, environment);
-    throw error;
-  }
+  await createFilled(co, { filename, protocolOptions: fileOptions, environment }, async (file) => {
+    // The format has no metadata that grows with it.
+    await file.truncate(bytes, preallocation === "metadata" ? "off" : (preallocation as Prealloc));
+    await file.run((reader, root) => volume.write(reader, areaOf(root)));
+  });
 }
 
 async function measure({ options: given, source, environment }: MeasureRequest<typeof createOptions>) {

@@ -13,7 +13,7 @@ import type { BlockStatus } from "../src/block/block-status.ts";
 import { breathe } from "../src/block/breathe.ts";
 import type { BlockChild } from "../src/block/child.ts";
 import { type Coroutine, graphRdlock } from "../src/block/coroutine.ts";
-import { createFile, emptyCreated, openCreated } from "../src/block/create.ts";
+import { createFilled } from "../src/block/create.ts";
 import type { CheckOptions, CheckResult, CreateRequest, FormatDriver } from "../src/block/driver.ts";
 import { BlockError, toBlockError } from "../src/block/errors.ts";
 import { type IoVector, iovConcat, iovFill, iovLength, iovSlice } from "../src/block/iov.ts";
@@ -331,29 +331,11 @@ async function check(co: Coroutine<"read">, state: VdiState, options: CheckOptio
 }
 
 /** The map comes before the header is written: until then the file is no image.  @qemu vdi_co_do_create */
-async function create(
-  co: Coroutine<"none">,
-  {
-    filename,
-    options: { size = 0, static: isStatic = false },
-    protocolOptions,
-    environment,
-  }: CreateRequest<typeof createOptions>,
-): Promise<void> {
+async function create(co: Coroutine<"none">, request: CreateRequest<typeof createOptions>): Promise<void> {
+  const { size = 0, static: isStatic = false } = request.options;
   const diskBytes = alignUp(size, SECTOR_SIZE);
   checkDiskSize(BigInt(diskBytes));
-  await createFile(co, filename, protocolOptions, environment);
-  try {
-    const file = await openCreated(co, filename, environment);
-    try {
-      await writeImage(file, diskBytes, isStatic);
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    await emptyCreated(co, filename, environment);
-    throw error;
-  }
+  await createFilled(co, request, (file) => writeImage(file, diskBytes, isStatic));
 }
 
 async function writeImage(file: BlockBackend, diskBytes: number, isStatic: boolean): Promise<void> {

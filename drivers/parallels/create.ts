@@ -1,7 +1,7 @@
 /** New Parallels images: a header and an empty table.  @qemu parallels_co_create */
 
 import type { Coroutine } from "../../src/block/coroutine.ts";
-import { createFile, emptyCreated, openCreated } from "../../src/block/create.ts";
+import { createFilled } from "../../src/block/create.ts";
 import type { CreateRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { alignUp, divideRoundUp, MiB, SECTOR_SIZE } from "../../src/block/units.ts";
@@ -44,19 +44,12 @@ export async function create(
     flags: 0,
     extensionOffset: 0,
   });
-  await createFile(co, filename, protocolOptions, environment);
-  try {
-    const file = await openCreated(co, filename, environment);
+  await createFilled(co, { filename, protocolOptions, environment }, async (file) => {
     try {
       await file.write(0, Buffer.concat([header], SECTOR_SIZE));
       await file.writeZeroes(SECTOR_SIZE, tablesBytes - SECTOR_SIZE);
     } catch (error) {
       throw BlockError.wrap("Failed to create Parallels image", error);
-    } finally {
-      await file.close();
     }
-  } catch (error) {
-    await emptyCreated(co, filename, environment);
-    throw error;
-  }
+  });
 }

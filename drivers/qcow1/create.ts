@@ -2,7 +2,7 @@
 
 import type { BlockBackend } from "../../src/block/backend.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
-import { createFile, emptyCreated, openCreated } from "../../src/block/create.ts";
+import { createFilled } from "../../src/block/create.ts";
 import type { CreateRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { alignUp, KiB, MAX_LENGTH, SECTOR_SIZE } from "../../src/block/units.ts";
@@ -34,22 +34,10 @@ export const createOptions = {
 export type CreateOptions = typeof createOptions;
 
 export async function create(co: Coroutine<"none">, request: CreateRequest<CreateOptions>): Promise<void> {
-  const { filename, protocolOptions, environment } = request;
   // All is checked before anything that is there is emptied.
   const cryptMethod = await checkEncryption(request);
   const { header, backingName } = makeHeader(request.options, cryptMethod);
-  await createFile(co, filename, protocolOptions, environment);
-  try {
-    const file = await openCreated(co, filename, environment);
-    try {
-      await writeImage(file, header, backingName);
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    await emptyCreated(co, filename, environment);
-    throw error;
-  }
+  await createFilled(co, request, (file) => writeImage(file, header, backingName));
 }
 
 /** The passphrase is not stored, but must be there. */

@@ -6,7 +6,7 @@
 
 import { BlockBackend } from "../../src/block/backend.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
-import { createFile, emptyCreated, openCreated } from "../../src/block/create.ts";
+import { createFile, emptyCreated, fillCreated } from "../../src/block/create.ts";
 import type { CreateRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { openNode } from "../../src/block/open.ts";
@@ -31,17 +31,14 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
     (await (await import("./crypto-create.ts")).planEncryption(encryptionFormat, request));
   await createFile(co, filename, protocolOptions, environment);
   try {
-    const file = await openCreated(co, filename, environment);
-    try {
+    await fillCreated(co, filename, environment, async (file) => {
       // The image is open already: its lock keeps it from being its own data file.
       if (image.dataFile !== undefined) {
         const size = isPreallocated(image) ? 0 : image.size;
         await createFile(co, image.dataFile, new Map([["size", size]]), environment, true);
       }
       await writeImage(file, image, layout, header);
-    } finally {
-      await file.close();
-    }
+    });
     if (layout.isPart) await growToSize(co, request, image);
     if (encrypt) await encryptLast(co, request, image, encrypt);
   } catch (error) {

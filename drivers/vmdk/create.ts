@@ -5,7 +5,7 @@
 
 import { BlockBackend } from "../../src/block/backend.ts";
 import { type Coroutine, graphRdlock } from "../../src/block/coroutine.ts";
-import { createFile, emptyCreated, openCreated } from "../../src/block/create.ts";
+import { createFile, emptyCreated, fillCreated } from "../../src/block/create.ts";
 import type { CreateRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { combinePath, isAbsolute, protocolPrefix } from "../../src/block/filename.ts";
@@ -85,7 +85,7 @@ export async function create(co: Coroutine<"none">, request: CreateRequest<Creat
         image.isFlat ? file.truncate(bytes) : writeSparse(file, image, bytes),
       );
     }
-    await fill(co, filename, environment, (file) => file.write(isEmbedded ? SECTOR_SIZE : 0, text));
+    await fillCreated(co, filename, environment, (file) => file.write(isEmbedded ? SECTOR_SIZE : 0, text));
   } catch (error) {
     for (const file of files) await emptyCreated(co, file, environment);
     throw error;
@@ -100,21 +100,7 @@ async function makeFile(
   write: (file: BlockBackend) => Promise<void>,
 ): Promise<void> {
   await createFile(co, path, options, environment);
-  await fill(co, path, environment, write);
-}
-
-async function fill(
-  co: Coroutine<"none">,
-  path: string,
-  environment: OpenEnvironment,
-  write: (file: BlockBackend) => Promise<void>,
-): Promise<void> {
-  const file = await openCreated(co, path, environment);
-  try {
-    await write(file);
-  } finally {
-    await file.close();
-  }
+  await fillCreated(co, path, environment, write);
 }
 
 /** The words of each refusal are qemu-img's.  @qemu vmdk_co_create_opts, vmdk_co_do_create */

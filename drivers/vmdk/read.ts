@@ -4,6 +4,7 @@ import type { Coroutine } from "../../src/block/coroutine.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import { type IoVector, iovFill, iovLength, iovSlice, iovWrite } from "../../src/block/iov.ts";
 import { runPieces } from "../qcow2/in-flight.ts";
+import { zlib } from "../zlib-streams.ts";
 import { GrainMarker } from "./layout.ts";
 import { checkReadable, findRun, grainIndex, peekRun, type Run } from "./mapping.ts";
 import { checkParent } from "./parent.ts";
@@ -104,8 +105,6 @@ async function readPacked(co: Coroutine<"read">, { extent, hostOffset }: Compres
   if (end <= first.length) return first.subarray(GrainMarker.size, end);
   return file.preadBytes(co, hostOffset + GrainMarker.size, size);
 }
-
-const zlib = () => process.getBuiltinModule("node:zlib");
 
 const limits = (bytes: number) => ({
   maxOutputLength: bytes,

@@ -3,7 +3,7 @@
 import { randomBytes } from "node:crypto";
 import type { BlockBackend } from "../../src/block/backend.ts";
 import type { Coroutine } from "../../src/block/coroutine.ts";
-import { createFile, emptyCreated, openCreated } from "../../src/block/create.ts";
+import { createFilled } from "../../src/block/create.ts";
 import type { CreateRequest } from "../../src/block/driver.ts";
 import { BlockError } from "../../src/block/errors.ts";
 import type { OptionValues } from "../../src/block/options.ts";
@@ -42,22 +42,11 @@ const TABLE_OFFSET = FOOTER_BYTES + DynamicHeader.size;
 
 export async function create(
   co: Coroutine<"none">,
-  { filename, options, protocolOptions, environment }: CreateRequest<typeof createOptions>,
+  request: CreateRequest<typeof createOptions>,
 ): Promise<void> {
-  const image = planImage(options);
-  await createFile(co, filename, protocolOptions, environment);
-  try {
-    const file = await openCreated(co, filename, environment);
-    try {
-      if (options.subformat === "fixed") await writeFixed(file, image);
-      else await writeDynamic(file, image);
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    await emptyCreated(co, filename, environment);
-    throw error;
-  }
+  const image = planImage(request.options);
+  const write = request.options.subformat === "fixed" ? writeFixed : writeDynamic;
+  await createFilled(co, request, (file) => write(file, image));
 }
 
 interface NewImage {

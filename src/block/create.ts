@@ -40,6 +40,44 @@ export async function openCreated(
   });
 }
 
+/** Opens a file that has just been created, has it filled, and closes it. */
+export async function fillCreated(
+  co: Coroutine<"none">,
+  filename: string,
+  environment: OpenEnvironment,
+  write: (file: BlockBackend) => Promise<void>,
+): Promise<void> {
+  const file = await openCreated(co, filename, environment);
+  try {
+    await write(file);
+  } finally {
+    await file.close();
+  }
+}
+
+/** What a format driver's `create` does with one file: makes it, fills it, and leaves none where that fails. */
+export async function createFilled(
+  co: Coroutine<"none">,
+  {
+    filename,
+    protocolOptions,
+    environment,
+  }: {
+    readonly filename: string;
+    readonly protocolOptions: Options;
+    readonly environment: OpenEnvironment;
+  },
+  write: (file: BlockBackend) => Promise<void>,
+): Promise<void> {
+  await createFile(co, filename, protocolOptions, environment);
+  try {
+    await fillCreated(co, filename, environment, write);
+  } catch (error) {
+    await emptyCreated(co, filename, environment);
+    throw error;
+  }
+}
+
 /**
  * So that nobody takes a file whose making failed for an image: it is emptied, and gone where the protocol can remove
  * files. What went wrong before is what the user is to hear of.  @qemu bdrv_co_delete_file_noerr
@@ -50,12 +88,7 @@ export async function emptyCreated(
   environment: OpenEnvironment,
 ): Promise<void> {
   try {
-    const file = await openCreated(co, filename, environment);
-    try {
-      await file.truncate(0);
-    } finally {
-      await file.close();
-    }
+    await fillCreated(co, filename, environment, (file) => file.truncate(0));
     const driver = await findProtocol(filename).load();
     if (driver.kind === "protocol") await driver.remove?.(filename, environment);
   } catch (error) {
